@@ -1,0 +1,1 @@
+"""Distributed PyTorch training on Ray Train."""

@@ -1,0 +1,147 @@
+"""What a person sees of a run: progress lines, the final table, the learning curve."""
+
+import logging
+import statistics
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.train import Result, TrainingFailedError
+from ray_shared.errors import JobError
+from ray_shared.groups import ScalingConfig
+from ray_shared.report import Report, show_table
+from ray_shared.storage import Storage
+from ray_shared.tracking import Event, Tracker
+
+logger = logging.getLogger(__name__)
+
+
+def show_run(name: str, run_dir: Storage, scaling: ScalingConfig) -> None:
+    """One line before anything happens."""
+    workers = f"{scaling.num_workers} worker(s)"
+    if scaling.min_workers is not None:
+        workers = f"{scaling.min_workers} to {workers}"
+    device = "GPU" if scaling.use_gpu else "CPU"
+    logger.info("run %s: %s on %s, checkpoints in %s", name, workers, device, run_dir.uri)
+
+
+def show_progress(event: Event) -> None:
+    """One line for each event that a person wants to know about."""
+    kind = event["event"]
+    if kind == "epoch":
+        logger.info(
+            "epoch %3d  step %5d  loss %.4f  val_loss %.4f  val_accuracy %.4f  %6.0f samples/s",
+            event["epoch"],
+            event["step"],
+            event["train_loss"],
+            event["val_loss"],
+            event["val_accuracy"],
+            event["samples_per_s"],
+        )
+    elif kind == "start":
+        for line in event["damaged"]:
+            logger.warning("damaged checkpoint passed over: %s", line)
+        if event["step"]:
+            logger.info("%d worker(s) resume after step %d", event["num_workers"], event["step"])
+    elif kind == "failure":
+        for rank, error in event["errors"].items():
+            logger.warning("worker %s failed: %s", rank, error)
+    elif kind == "checkpoint" and event["preempted"]:
+        logger.warning("a node is about to go: checkpoint at step %d", event["step"])
+
+
+@contextmanager
+def recorded(tracker: Tracker, report: Report, run_dir: Storage) -> Iterator[None]:
+    """Fills the report from the events however the block ends, and closes the tracker."""
+    status = "failed"
+    report.artifacts = {"run": run_dir.uri, "events": str(tracker.events_path)}
+    try:
+        yield
+        status = "ok"
+    except TrainingFailedError as error:
+        raise JobError(_why(error)) from error
+    finally:
+        report.metrics = summarize(tracker.events()) | report.metrics
+        tracker.finish(status, report.metrics)
+
+
+def finish(outcome: Result, tracker: Tracker, report: Report) -> None:
+    """Turns what the workers returned into metrics, the table and the plot.
+
+    Raises:
+        JobError: If training stopped by itself.
+    """
+    returned: dict[str, Any] = outcome.return_value or {}
+    newest = outcome.checkpoint.path if outcome.checkpoint else "none"
+    if returned.get("stopped") == "diverged":
+        raise JobError(
+            f"the loss is not finite after step {returned['step']}; the last good checkpoint is "
+            f"{newest}; a smaller train.lr may help"
+        )
+    if returned.get("stopped") == "damaged":
+        raise JobError(f"no intact checkpoint to resume from: {'; '.join(returned['damaged'])}")
+    report.artifacts["bundle"] = returned.pop("bundle")
+    report.artifacts["checkpoint"] = newest
+    report.artifacts["learning_curve"] = str(plot(tracker.events(), report.output_dir))
+    report.metrics = summarize(tracker.events()) | returned
+    m = report.metrics
+    show_table(
+        report.project,
+        {
+            "test accuracy": f"{m['accuracy']:.4f}",
+            "test loss": f"{m['loss']:.4f}",
+            "epochs, best": f"{m['epochs']}, {m['best_epoch']}",
+            "samples/s": f"{m['samples_per_s']:,.0f}",
+            "restarts": m["restarts"],
+            **report.artifacts,
+        },
+    )
+
+
+def summarize(events: list[Event]) -> dict[str, Any]:
+    """Counts and rates of a run, from its events."""
+    starts = [e for e in events if e["event"] == "start"]
+    epochs = [e for e in events if e["event"] == "epoch"]
+    # The first epoch of an attempt warms up: caches, buckets, threads.
+    warm = [e["samples_per_s"] for e in epochs[1:]] or [e["samples_per_s"] for e in epochs]
+    return {
+        "epochs": max((e["epoch"] for e in epochs), default=0),
+        "steps": max((e["step"] for e in events if "step" in e), default=0),
+        "samples_per_s": statistics.median(warm) if warm else 0.0,
+        "restarts": max(len(starts) - 1, 0),
+        "failures": sum(e["event"] == "failure" for e in events),
+    }
+
+
+def plot(events: list[Event], directory: Path) -> Path:
+    """Draws loss and accuracy by epoch into `learning_curve.png`."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    # An epoch that was redone after a failure counts with its last values.
+    epochs = sorted({e["epoch"]: e for e in events if e["event"] == "epoch"}.items())
+    x = [epoch for epoch, _ in epochs]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for ax, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        for split in ("train", "val"):
+            ax.plot(x, [e[f"{split}_{metric}"] for _, e in epochs], marker=".", label=split)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(metric)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    path = directory / "learning_curve.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _why(error: TrainingFailedError) -> str:
+    """The last line of the first worker's traceback: the exception itself."""
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values())) if failures else error
+    lines = str(cause).strip().splitlines() or traceback.format_exception_only(error)
+    return f"training failed: {lines[-1].strip()}"

@@ -1,0 +1,453 @@
+"""Distributed training with Ray Train: the file to read.
+
+`run` is the driver: it describes the workers and starts them with `TorchTrainer.fit`.
+`train_loop` runs on every worker at the same time; Ray Train has made them one torch process group
+(gloo on CPUs, NCCL on GPUs). When a worker dies, Ray Train starts all of them again, and
+`train_loop` goes on from the newest checkpoint.
+
+    python -m torch_ddp_train scaling.num_workers=2 train.epochs=3
+
+Source: https://docs.ray.io/en/releases-2.60.0/train/getting-started-pytorch.html and
+https://docs.ray.io/en/releases-2.60.0/train/user-guides/fault-tolerance.html
+"""
+
+import dataclasses
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
+from ray_shared.bundle import Bundle, write_bundle
+from ray_shared.report import Report, versions
+from ray_shared.runs import record_run, run_name
+from ray_shared.storage import Storage, open_storage
+from ray_shared.tracking import Tracker
+from safetensors.torch import save_file
+from torch import nn
+
+from torch_ddp_train import checkpoint as ckpt
+from torch_ddp_train import data, results
+from torch_ddp_train.config import Config
+from torch_ddp_train.model import build_model
+from torch_ddp_train.steps import (
+    Batch,
+    Normalization,
+    evaluate,
+    learning_rate,
+    micro_batches,
+    train_step,
+)
+
+PROJECT = "torch-ddp-train"
+# Ray Train looks after its workers every 2 s by default, and reports, checkpoints and the end of
+# the run wait for that look. It is read in the controller, on the driver's node.
+HEALTH_CHECK_INTERVAL_S = "0.1"
+UNRANKED = {"max": -1e30, "min": 1e30}
+"""Score of a checkpoint inside an epoch, where nothing has been evaluated."""
+
+
+def run(config: Config, report: Report) -> None:
+    """Trains on the connected cluster and fills `report`.
+
+    Raises:
+        JobError: If the loss diverged or workers failed too often.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_INTERVAL_S)
+    start_timeout_s = str(config.scaling.start_timeout_s)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", start_timeout_s)
+    poll_s = str(config.failure.preemption_check_s)
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", poll_s)
+    # Ray Train prints what workers print a second time.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+
+    name = run_name(config.run, PROJECT)
+    storage = open_storage(config.storage.path)
+    run_dir = storage.child(name)
+    record_run(run_dir, locked(config))
+    tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
+    tracker.start(report.config)
+
+    scaling, checkpoint = config.scaling, config.checkpoint
+    elastic = scaling.min_workers is not None
+    trainer = ray.train.torch.TorchTrainer(
+        train_loop,
+        train_loop_config={"config": config, "run_dir": run_dir},
+        datasets={"train": data.ray_dataset(config.data)} if config.data.loader == "ray" else None,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+            elastic_resize_monitor_interval_s=scaling.resize_check_s,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=checkpoint.num_to_keep,
+                checkpoint_score_attribute="score",
+                checkpoint_score_order=checkpoint.mode,
+            ),
+            failure_config=ray.train.FailureConfig(max_failures=config.failure.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=[tracker],
+        ),
+    )
+    with results.recorded(tracker, report, run_dir), report.timed("job_s"):
+        results.show_run(name, run_dir, scaling)
+        with tracker.follow(results.show_progress):
+            outcome = trainer.fit()
+        results.finish(outcome, tracker, report)
+
+
+def locked(config: Config) -> dict[str, Any]:
+    """What a resumed run must not change: with other values the old weights mean nothing."""
+    seed = {"seed": config.train.seed}
+    return {
+        "data": dataclasses.asdict(config.data),
+        "model": dataclasses.asdict(config.model),
+        "train": seed,
+    }
+
+
+@dataclasses.dataclass
+class Worker:
+    """One worker's view of the training, handed from step to step."""
+
+    config: Config
+    rank: int
+    world_size: int
+    device: torch.device
+    images: data.Images
+    module: nn.Module
+    """The bare network."""
+    model: nn.Module
+    """The same network inside DistributedDataParallel (with one worker: the bare one)."""
+    optimizer: torch.optim.Optimizer
+    position: ckpt.Position
+    watch: "PreemptionWatch"
+    first_step_at: float | None = None
+    """Unix time at which this worker's first step was done."""
+
+    @property
+    def normalization(self) -> Normalization:
+        return Normalization(self.images.mean, self.images.std)
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; raised on every rank at the same step."""
+
+
+def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
+    """The training loop, on every worker.
+
+    Args:
+        loop: `config` (Config) and `run_dir` (Storage).
+
+    Returns:
+        What the driver needs to know: the test metrics, or why training stopped. Returned and not
+        raised, because Ray Train would answer an exception with another attempt.
+    """
+    config: Config = loop["config"]
+    worker = set_up(config)
+    damaged = resume(worker)
+    if damaged and worker.position.step == 0:
+        return {"stopped": "damaged", "damaged": damaged}
+    report_start(worker, damaged)
+    try:
+        while worker.position.epoch < config.train.epochs:
+            metrics = train_epoch(worker)
+            metrics |= evaluate_split(worker, "val")
+            worker.position.epoch += 1
+            worker.position.offset = 0
+            report_epoch(worker, metrics)
+    except Diverged:
+        return {"stopped": "diverged", "step": worker.position.step}
+    return finish(worker, loop["run_dir"])
+
+
+def set_up(config: Config) -> Worker:
+    """Data, model and optimizer, the same on every worker."""
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    images = data.load(config.data)
+    torch.manual_seed(config.train.seed)
+    module = build_model(config.model, images.shape[0], len(images.classes)).to(device)
+    # Moves to the device and wraps in DDP; the gradients live in the buffers that are reduced.
+    ddp = {"gradient_as_bucket_view": True}
+    model = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=ddp)
+    # From here on each rank draws its own dropout.
+    torch.manual_seed(config.train.seed + 1000 * (rank + 1))
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=config.train.weight_decay)
+    watch = PreemptionWatch(config.failure.preemption_check_s, device)
+    position = ckpt.Position()
+    return Worker(
+        config, rank, world_size, device, images, module, model, optimizer, position, watch
+    )
+
+
+def resume(worker: Worker) -> list[str]:
+    """Loads the newest intact checkpoint of the run, if there is one.
+
+    Returns:
+        A line for each damaged checkpoint that was passed over.
+    """
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return []
+    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    older = sorted(reported, key=lambda r: r.metrics["step"], reverse=True)
+    checkpoints = [newest, *(r.checkpoint for r in older if r.checkpoint.path != newest.path)]
+    # One rank looks; all must take the same.
+    found = ckpt.newest_intact(checkpoints) if worker.rank == 0 else (None, [])
+    chosen, damaged = broadcast_from_rank_zero((found[0].path if found[0] else None, found[1]))
+    for checkpoint in checkpoints:
+        if checkpoint.path == chosen:
+            worker.position = ckpt.restore(
+                checkpoint, worker.module, worker.optimizer, worker.rank, worker.device
+            )
+    if worker.config.data.loader == "ray":
+        # Ray Data cannot start in the middle: the interrupted epoch begins anew.
+        worker.position.offset = 0
+    return damaged
+
+
+def epoch_batches(worker: Worker) -> Iterator[Batch]:
+    """This worker's batches of the current epoch, from its position on."""
+    config, position = worker.config, worker.position
+    if config.data.loader == "ray":
+        # Ray Data reads, decodes and splits the images while training runs.
+        shard = ray.train.get_dataset_shard("train")
+        for batch in shard.iter_torch_batches(
+            batch_size=config.train.batch_size,
+            prefetch_batches=config.data.prefetch_batches,
+            local_shuffle_buffer_size=16 * config.train.batch_size,
+            local_shuffle_seed=config.train.seed + position.epoch,
+        ):
+            yield batch["image"], batch["label"]
+        return
+    split = worker.images.splits["train"]
+    sampler = data.ShardSampler(
+        num_samples=len(split.labels),
+        batch_size=config.train.batch_size,
+        accumulate_steps=config.train.accumulate_steps,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        seed=config.train.seed,
+        epoch=position.epoch,
+        offset=position.offset,
+    )
+    yield from data.torch_loader(split, sampler)
+
+
+def train_epoch(worker: Worker) -> dict[str, float]:
+    """Trains to the end of the current epoch.
+
+    Returns:
+        Metrics over all workers, and this worker's seconds.
+
+    Raises:
+        Diverged: If the loss is not finite.
+    """
+    train, position = worker.config.train, worker.position
+    epoch_size = len(worker.images.splits["train"].labels)
+    sums = torch.zeros(3, device=worker.device)
+    data_s = between_s = 0.0
+    started = time.perf_counter()
+    groups = micro_batches(epoch_batches(worker), train.accumulate_steps)
+    while True:
+        waiting = time.perf_counter()
+        group = next(groups, None)
+        data_s += time.perf_counter() - waiting
+        if group is None:
+            break
+        step_size = sum(len(labels) for _, labels in group) * worker.world_size
+        progress = position.epoch + (position.offset + step_size / 2) / epoch_size
+        lr = learning_rate(train, progress, worker.world_size)
+        for parameters in worker.optimizer.param_groups:
+            parameters["lr"] = lr
+        step_sums = train_step(
+            worker.model, worker.optimizer, group, train, worker.normalization, worker.device
+        )
+        sums += step_sums
+        position.step += 1
+        position.offset += step_size
+        worker.first_step_at = worker.first_step_at or time.time()
+        stepped = time.perf_counter()
+        after_step(worker, step_sums, lr)
+        between_s += time.perf_counter() - stepped
+    train_s = time.perf_counter() - started - between_s
+    loss_sum, correct, count = finite(worker, sums)
+    return {
+        "lr": lr,
+        "train_loss": loss_sum / count,
+        "train_accuracy": correct / count,
+        "samples_per_s": count / train_s,
+        "train_s": train_s,
+        "data_s": data_s,
+    }
+
+
+def after_step(worker: Worker, sums: torch.Tensor, lr: float) -> None:
+    """What happens between two steps: a report, a checkpoint, a look for preempted nodes."""
+    config, step = worker.config, worker.position.step
+    if config.tracking.every_steps and step % config.tracking.every_steps == 0:
+        loss_sum, _, count = finite(worker, sums)
+        event = {"event": "step", "step": step, "loss": loss_sum / count, "lr": lr}
+        # Not in the background: the run may not get ahead of what it says.
+        ray.train.report(event)
+    due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
+    preempted = worker.watch.look()
+    if due or preempted:
+        finite(worker, sums)
+        event = {"event": "checkpoint", "step": step, "preempted": preempted}
+        save(worker, event | {"score": UNRANKED[config.checkpoint.mode]})
+
+
+class PreemptionWatch:
+    """Asks Ray about nodes that are about to be taken away, about every `interval_s` seconds.
+
+    The question is a barrier between the workers and costs a round trip, so it is not asked after
+    every step; and all workers must ask after the same steps, so none goes by its own clock: they
+    agree on the mean duration of a step and count steps.
+    """
+
+    def __init__(self, interval_s: float, device: torch.device):
+        self.interval_s = interval_s
+        self.device = device
+        self.steps_left = 1
+        self.steps = 0
+        self.since = time.perf_counter()
+
+    def look(self) -> bool:
+        """Called after every step; whether a node of this run is about to go."""
+        self.steps += 1
+        if self.steps < self.steps_left:
+            return False
+        preempted = ray.train.get_preemption_info() is not None
+        seconds = torch.tensor((time.perf_counter() - self.since) / self.steps, device=self.device)
+        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
+        self.steps_left = max(1, int(self.interval_s / seconds.item()))
+        self.steps = 0
+        self.since = time.perf_counter()
+        return preempted
+
+
+def finite(worker: Worker, sums: torch.Tensor) -> list[float]:
+    """Sums [loss, correct, images] over all workers; float [3].
+
+    Raises:
+        Diverged: If the loss is not finite, on every rank.
+    """
+    total = sums.clone()
+    dist.all_reduce(total)
+    if not math.isfinite(total[0].item()):
+        raise Diverged
+    return total.tolist()
+
+
+def evaluate_split(worker: Worker, name: str) -> dict[str, float]:
+    """Loss and accuracy over all images of a split, each weighing the same."""
+    started = time.perf_counter()
+    sums = evaluate(
+        worker.module,
+        worker.images.splits[name],
+        worker.normalization,
+        worker.device,
+        worker.rank,
+        worker.world_size,
+    )
+    dist.all_reduce(sums)
+    loss_sum, correct, count = sums.tolist()
+    eval_s = time.perf_counter() - started
+    return {f"{name}_loss": loss_sum / count, f"{name}_accuracy": correct / count, "eval_s": eval_s}
+
+
+def report_start(worker: Worker, damaged: list[str]) -> None:
+    """Tells the driver who trains, and from where."""
+    position = worker.position
+    me = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+    ray.train.report(
+        {
+            "event": "start",
+            "step": position.step,
+            "epoch": position.epoch,
+            "num_workers": worker.world_size,
+            "damaged": damaged,
+            "worker": {"rank": worker.rank, **me},
+        }
+    )
+
+
+def report_epoch(worker: Worker, metrics: dict[str, float]) -> None:
+    """Reports an epoch, with a checkpoint if one is due."""
+    config, position = worker.config.checkpoint, worker.position
+    score = metrics[config.metric]
+    better = max if config.mode == "max" else min
+    best = position.best_metric
+    position.best_metric = score if best is None else better(best, score)
+    event = {"event": "epoch", "epoch": position.epoch, "step": position.step, **metrics}
+    event |= {"score": score, "first_step_at": worker.first_step_at}
+    last = position.epoch == worker.config.train.epochs
+    if last or (config.every_epochs and position.epoch % config.every_epochs == 0):
+        save(worker, event)
+    else:
+        ray.train.report(event, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+
+
+def save(worker: Worker, event: dict[str, Any]) -> None:
+    """Takes a snapshot, and reports it while it is uploaded in the background.
+
+    Ray Train counts a checkpoint once every rank has uploaded its part; until then the one before
+    stays the newest.
+    """
+    started = time.perf_counter()
+    checkpoint = ckpt.save(worker.module, worker.optimizer, worker.position, worker.rank)
+    event["save_s"] = time.perf_counter() - started
+    ray.train.report(event, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+
+
+def finish(worker: Worker, run_dir: Storage) -> dict[str, Any]:
+    """Tests the best checkpoint and writes it as a bundle.
+
+    Returns:
+        `accuracy`, `loss` (on the test images), `best_epoch` and `bundle` (its URI).
+    """
+    reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    better = max if worker.config.checkpoint.mode == "max" else min
+    best = better(reported, key=lambda r: r.metrics["score"])
+    ckpt.load_weights(best.checkpoint, worker.module, worker.device)
+    test = evaluate_split(worker, "test")
+    metrics = {"accuracy": test["test_accuracy"], "loss": test["test_loss"]}
+    bundle_dir = run_dir.child("bundle")
+    if worker.rank == 0:
+        with tempfile.TemporaryDirectory() as name:
+            save_file(worker.module.state_dict(), Path(name) / ckpt.WEIGHTS)
+            write_bundle(Path(name), describe(worker, metrics))
+            bundle_dir.upload(Path(name))
+    return metrics | {"best_epoch": best.metrics["epoch"], "bundle": bundle_dir.uri}
+
+
+def describe(worker: Worker, metrics: dict[str, float]) -> Bundle:
+    """The manifest of the model bundle."""
+    images = worker.images
+    return Bundle(
+        framework="torch",
+        task="classification",
+        features=[{"name": "image", "dtype": "uint8", "shape": list(images.shape)}],
+        classes=images.classes,
+        model=dataclasses.asdict(worker.config.model),
+        preprocessor={"mean": images.mean, "std": images.std},
+        metrics=metrics,
+        versions=versions(PROJECT),
+    )

@@ -1,0 +1,229 @@
+"""Start, join or simulate a Ray cluster, and leave no process behind.
+
+`connect` is the only place where a job meets `ray.init`. Token authentication is on in every mode
+(`ray_shared` sets `RAY_AUTH_MODE` before Ray is imported).
+
+Source: https://docs.ray.io/en/releases-2.60.0/ray-security/token-auth.html
+"""
+
+import importlib
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_shared.errors import UserError
+from ray_shared.groups import ClusterConfig
+from ray_shared.report import Report
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+PROBE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a job needs to run at all: `num_workers` equal bundles, each on one node."""
+
+    num_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float = 0
+    extra_cpus: float = 0
+    """CPUs beside the workers, anywhere in the cluster (Ray Data's tasks, say)."""
+
+    def check(self, nodes: Sequence[dict[str, float]]) -> None:
+        """Refuses a demand that these nodes can never meet.
+
+        Args:
+            nodes: The resources of each node, with Ray's keys `CPU` and `GPU`.
+
+        Raises:
+            UserError: If a worker or the extra CPUs find no place.
+        """
+        cpus = sum(node.get("CPU", 0) for node in nodes)
+        gpus = sum(node.get("GPU", 0) for node in nodes)
+        if self.gpus_per_worker and gpus == 0:
+            raise UserError("scaling.use_gpu=true: the cluster has no GPU")
+        places = sum(self._places(node) for node in nodes)
+        if places < self.num_workers:
+            needs = f"{self.cpus_per_worker:g} CPU" + (" and 1 GPU" if self.gpus_per_worker else "")
+            raise UserError(
+                f"scaling.num_workers={self.num_workers}: each needs {needs}, and the cluster "
+                f"({len(nodes)} node(s), {cpus:g} CPU, {gpus:g} GPU) has room for {places}"
+            )
+        if cpus < self.num_workers * self.cpus_per_worker + self.extra_cpus:
+            raise UserError(
+                f"the workers take all {cpus:g} CPU, and {self.extra_cpus:g} more must stay free "
+                "for data tasks: raise cluster.num_cpus or lower scaling.num_workers"
+            )
+
+    def _places(self, node: dict[str, float]) -> int:
+        # A little slack, because ten times 0.1 CPU is a little less than 1.
+        places = (node.get("CPU", 0) + 1e-6) // self.cpus_per_worker
+        if self.gpus_per_worker:
+            places = min(places, node.get("GPU", 0) // self.gpus_per_worker)
+        return int(places)
+
+
+@contextmanager
+def connect(
+    config: ClusterConfig, demand: Demand, report: Report, package: str
+) -> Iterator["Cluster | None"]:
+    """Connects to the cluster of `config` for the length of a `with` block.
+
+    Args:
+        config: Which cluster.
+        demand: What the job needs; refused at once if it can never be met.
+        report: Gets `startup_s`, `shutdown_s` and the cluster's resources.
+        package: The project's import package, shipped to an existing cluster.
+
+    Yields:
+        The handle of a simulated cluster (to add and remove nodes), else None.
+
+    Raises:
+        UserError: If nothing answers at the address, the token is wrong, or the demand cannot be
+            met. Where that is known beforehand, Ray is not started.
+    """
+    if config.mode != "existing" and not demand.gpus_per_worker:
+        demand.check(_planned_nodes(config))
+    # Under `uv run`, Ray would start its workers through uv, in another environment.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # The behaviour that Ray announces for later, without its warning: no GPU asked for leaves
+    # CUDA_VISIBLE_DEVICES alone.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _ensure_token(config)
+
+    import ray
+
+    cluster: Cluster | None = None
+    try:
+        with report.timed("startup_s"):
+            if config.mode == "existing":
+                _join(config, package)
+            elif config.mode == "simulated":
+                cluster = _simulate(config)
+            else:
+                _start_local(config)
+        report.resources = {k: v for k, v in ray.cluster_resources().items() if ":" not in k}
+        if not config.autoscaling:
+            demand.check([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        yield cluster
+    finally:
+        with _ctrl_c_waits(), report.timed("shutdown_s"):
+            ray.shutdown()
+            if cluster is not None:
+                cluster.shutdown()
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _planned_nodes(config: ClusterConfig) -> list[dict[str, float]]:
+    num_nodes = config.num_nodes if config.mode == "simulated" else 1
+    return [{"CPU": config.num_cpus or available_cpus()}] * num_nodes
+
+
+def _ensure_token(config: ClusterConfig) -> None:
+    """Gives a fresh cluster a token of its own, unless the user has one."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return  # The user switched it off.
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if given or (Path.home() / ".ray" / "auth_token").exists():
+        return
+    if config.mode == "existing":
+        raise UserError(
+            f"cluster.address={config.address}: no token to join with; set RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_MODE=disabled for a cluster that asks for none)"
+        )
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _start_local(config: ClusterConfig) -> None:
+    import ray
+
+    # `address="local"`: without it Ray joins whatever cluster it finds on this machine.
+    # The loopback address keeps Ray's ports off the network.
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus or available_cpus(),
+        include_dashboard=config.dashboard,
+        logging_level=logging.WARNING,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def _simulate(config: ClusterConfig) -> "Cluster":
+    import ray
+    from ray.cluster_utils import Cluster
+
+    num_cpus = config.num_cpus or available_cpus()
+    cluster = Cluster()
+    try:
+        for _ in range(config.num_nodes):
+            cluster.add_node(num_cpus=num_cpus, node_ip_address="127.0.0.1")
+        ray.init(address=cluster.address, logging_level=logging.WARNING)
+    except BaseException:
+        cluster.shutdown()
+        raise
+    return cluster
+
+
+def _join(config: ClusterConfig, package: str) -> None:
+    import ray
+
+    address = config.address or ""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"cluster.address={address}: must be host:port of a Ray cluster")
+    try:
+        # Ray itself would retry for a minute.
+        socket.create_connection((host, int(port)), timeout=PROBE_TIMEOUT_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cluster.address={address}: no cluster answers there ({reason})") from None
+    modules = [Path(str(importlib.import_module(m).__file__)).parent for m in (package, "ray_shared")]
+    runtime_env: dict[str, Any] = {"py_modules": [str(m) for m in modules]}
+    if config.install:
+        runtime_env["pip"] = _third_party(package)
+    try:
+        ray.init(address=address, runtime_env=runtime_env, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise UserError(
+            f"cluster.address={address}: the cluster refused the connection: check its version "
+            f"({ray.__version__} here), the token, and that this machine is one of its nodes"
+        ) from error
+
+
+def _third_party(package: str) -> list[str]:
+    """What the project's distribution requires, but the packages of this repository."""
+    required = metadata.requires(f"ray-ref-{package.replace('_', '-')}") or []
+    return [r for r in required if "extra ==" not in r and not re.match("ray-ref-", r)]
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Holds further interrupts back while processes are being stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,262 @@
+"""Hydra configuration, checked before anything starts.
+
+`main` wraps `hydra.main`: it composes the configuration, converts it to dataclasses, refuses what
+is wrong in one sentence (exit code 2), runs the job, and writes `result.json` however it ends.
+
+Source: https://hydra.cc/docs/1.3/advanced/compose_api/
+"""
+
+import dataclasses
+import difflib
+import functools
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast, get_args, get_type_hints
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra import main as hydra_main
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from ray_shared.errors import JobError, UserError
+from ray_shared.report import Report
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_SIGINT, EXIT_SIGTERM = 0, 1, 2, 130, 143
+
+
+def main(
+    schema: type[T],
+    conf: str,
+    project: str,
+    preflight: Callable[[T], None] | None = None,
+) -> Callable[[Callable[[T, Report], None]], Callable[[], NoReturn]]:
+    """Makes a job a command: `@main(Config, "my_project.conf", "my-project")`.
+
+    Args:
+        schema: The dataclass of the whole configuration.
+        conf: The package that holds `config.yaml`.
+        project: Name for `result.json`.
+        preflight: Checks that need files but no Ray. It runs before Hydra makes its run directory
+            and raises `UserError`.
+
+    Returns:
+        A decorator for `job(config, report)`. The decorated function takes its overrides from the
+        command line and exits with 0 (done), 1 (failed), 2 (the user's mistake), 130 (Ctrl-C) or
+        143 (SIGTERM).
+    """
+
+    def decorate(job: Callable[[T, Report], None]) -> Callable[[], NoReturn]:
+        @functools.wraps(job)
+        def entry() -> NoReturn:
+            args = get_args_parser().parse_args()
+            only_shows = args.help or args.hydra_help or args.info or args.shell_completion
+            try:
+                for overrides in [] if only_shows else _combinations(args.overrides, args.multirun):
+                    name = args.config_name or "config"
+                    config = compose(schema, conf, overrides, name, args.config_dir)
+                    if preflight is not None and args.cfg is None:
+                        preflight(config)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)  # noqa: T201 - before logging is set up
+                sys.exit(EXIT_USER)
+
+            exit_codes = [EXIT_DONE]
+
+            def task(cfg: DictConfig) -> None:
+                config = to_schema(schema, cfg)
+                output_dir = Path(HydraConfig.get().runtime.output_dir)
+                report = Report(project, output_dir, dataclasses.asdict(cast(Any, config)))
+                exit_codes.append(_run_job(job, config, report))
+
+            hydra_main(version_base="1.3", config_path=f"pkg://{conf}", config_name="config")(task)()
+            sys.exit(max(exit_codes))
+
+        # The name in the traceback of `python -m` and in console scripts stays that of the job.
+        return entry
+
+    return decorate
+
+
+def compose(
+    schema: type[T],
+    conf: str,
+    overrides: Sequence[str] = (),
+    config_name: str = "config",
+    config_dir: str | None = None,
+) -> T:
+    """Composes and checks one configuration, without running anything.
+
+    Args:
+        schema: The dataclass of the whole configuration.
+        conf: The package that holds the YAML files.
+        overrides: As on the command line.
+        config_name: The primary configuration file, without `.yaml`.
+        config_dir: One more directory to search, as with `--config-dir`.
+
+    Returns:
+        The configuration as dataclasses, every interpolation resolved.
+
+    Raises:
+        UserError: For an unknown key or choice, a wrong type, a value out of range.
+    """
+    overrides = list(overrides)
+    if config_dir is not None:
+        found = f"file://{Path(config_dir).absolute()}"
+        overrides.append(f"hydra.searchpath=[pkg://ray_shared.conf,{found}]")
+    with initialize_config_module(conf, version_base="1.3"):
+        groups = _group_names()
+        try:
+            for override in OverridesParser.create().parse_overrides(list(overrides)):
+                key = override.key_or_group
+                if key.split(".")[0] != "hydra" and key not in groups:
+                    _check_key(key, schema, groups)
+            cfg = hydra_compose(config_name, overrides=list(overrides))
+        except UserError:
+            raise
+        except MissingConfigException as error:
+            raise UserError(_missing_choice(error)) from None
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(str(error).splitlines()[0]) from None
+    return to_schema(schema, cfg)
+
+
+def to_schema(schema: type[T], cfg: DictConfig) -> T:
+    """Converts a composed configuration to its dataclass; `__post_init__` checks the ranges.
+
+    Raises:
+        UserError: For an unknown key, a wrong type, a missing value, a value out of range.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), cfg)
+        return cast(T, OmegaConf.to_object(merged))
+    except ConfigKeyError as error:
+        raise UserError(_unknown_key(str(error.full_key), schema, ())) from None
+    except ValidationError as error:
+        raise UserError(_wrong_type(error, schema, cfg)) from None
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+
+
+def _combinations(overrides: list[str], multirun: bool) -> list[list[str]]:
+    """The override lists of every job: one, or with `--multirun` those of the sweep."""
+    if not multirun:
+        return [overrides]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    return [combination for batch in batches for combination in batch]
+
+
+def _group_names() -> set[str]:
+    loader = GlobalHydra.instance().config_loader()
+
+    def walk(parent: str) -> Iterator[str]:
+        for name in loader.list_groups(parent):
+            path = f"{parent}/{name}" if parent else name
+            yield path
+            yield from walk(path)
+
+    return {name for name in walk("") if not name.startswith("hydra")}
+
+
+def _schema_keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    for name, kind in get_type_hints(schema).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(kind):
+            yield from _schema_keys(kind, f"{prefix}{name}.")
+
+
+def _check_key(key: str, schema: Any, groups: set[str]) -> None:
+    if key not in set(_schema_keys(schema)):
+        raise UserError(_unknown_key(key, schema, groups))
+
+
+def _unknown_key(key: str, schema: Any, groups: Sequence[str] | set[str]) -> str:
+    known = [*_schema_keys(schema), *groups]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:  # A right name in the wrong place: `epochs` for `train.epochs`.
+        near = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
+    return f"unknown key '{key}': {hint}"
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    path = str(error.missing_cfg_file or "")
+    group, _, choice = path.rpartition("/")
+    if not error.options:
+        return str(error).splitlines()[0]
+    return f"{group}={choice}: must be one of {', '.join(sorted(error.options))}"
+
+
+def _wrong_type(error: ValidationError, schema: Any, cfg: DictConfig) -> str:
+    key = str(error.full_key)
+    value = OmegaConf.select(cfg, key)
+    kind: Any = schema
+    for part in key.split("."):
+        kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+    if kind is None:
+        return str(error).splitlines()[0]
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    kinds = get_args(kind) or (kind,)
+    allowed = " or ".join("null" if k is type(None) else names.get(k, str(k)) for k in kinds)
+    shown = "null" if value is None else value
+    return f"{key}={shown}: must be {allowed}"
+
+
+def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int:
+    """Runs one job and turns its end into an exit code, a message and `result.json`."""
+    code, reason = EXIT_DONE, None
+    try:
+        with _sigterm_interrupts():
+            job(config, report)
+    except UserError as error:
+        logger.error("error: %s", error)  # noqa: TRY400 - the user's mistake needs no traceback
+        return EXIT_USER
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Ray Train answers Ctrl-C inside `fit()` with `sys.exit(0)`: still not a job that is done.
+        code = EXIT_SIGTERM if getattr(error, "code", None) == signal.SIGTERM else EXIT_SIGINT
+        reason = "interrupted by SIGTERM" if code == EXIT_SIGTERM else "interrupted by Ctrl-C"
+    except JobError as error:
+        code, reason = EXIT_FAILED, str(error)
+    except Exception as error:  # noqa: BLE001 - whatever it was: recorded, and exit code 1
+        code = EXIT_FAILED
+        log = report.output_dir / "error.log"
+        log.write_text(traceback.format_exc())
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"{type(error).__name__}: {first_line} (traceback: {log})"
+    if reason is not None:
+        logger.error("failed: %s", reason)
+    path = report.write("ok" if code == EXIT_DONE else "failed", reason)
+    logger.info("result: %s", path)
+    return code
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Makes SIGTERM unwind the job like Ctrl-C, so that the cluster is shut down."""
+
+    def stop(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a handler
+        sys.exit(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,102 @@
+"""What a job leaves behind: `result.json` for programs and a table for people."""
+
+import json
+import platform
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Report:
+    """Collects what a job did; `write` saves it as `result.json` in Hydra's run directory."""
+
+    project: str
+    output_dir: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    """Name to path or URI of what was written."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds: `startup_s` until Ray answers, `job_s`, `shutdown_s`."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """The cluster's logical resources."""
+
+    @contextmanager
+    def timed(self, key: str) -> Iterator[None]:
+        """Records under `timings[key]` how many seconds the block took, also when it raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[key] = round(time.perf_counter() - start, 3)
+
+    def write(self, status: str, error: str | None = None) -> Path:
+        """Writes `result.json` in one step: a reader sees all of it or nothing.
+
+        Args:
+            status: `ok` or `failed`.
+            error: The reason in a sentence, if it failed.
+
+        Returns:
+            The path of the file.
+        """
+        result = {
+            "project": self.project,
+            "status": status,
+            "error": error,
+            "metrics": self.metrics,
+            "artifacts": self.artifacts,
+            "timings": self.timings,
+            "resources": self.resources,
+            "versions": versions(self.project),
+            "config": self.config,
+        }
+        path = self.output_dir / "result.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=2, default=str) + "\n")
+        part.replace(path)
+        return path
+
+
+def versions(project: str) -> dict[str, str]:
+    """Versions of Python and of what the project's distribution names as its dependencies."""
+    found = {"python": platform.python_version()}
+    try:
+        required = metadata.requires(f"ray-ref-{project}") or []
+    except metadata.PackageNotFoundError:  # A test or a script that is no installed project.
+        required = ["ray"]
+    for requirement in required:
+        name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
+        if "extra ==" not in requirement:
+            found[name] = metadata.version(name)
+    return found
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": 1}}` -> `{"train.lr": 1}`."""
+    keys: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            keys |= flat(value, f"{prefix}{name}.")
+        else:
+            keys[prefix + name] = value
+    return keys
+
+
+def show_table(title: str, rows: Mapping[str, object]) -> None:
+    """Prints one two-column table to the console."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    Console().print(table)

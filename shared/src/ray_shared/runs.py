@@ -1,0 +1,66 @@
+"""A run's name, and what a second start under the same name may change.
+
+A run is a directory in the storage. `run.json` in it records the keys that decide what the weights
+mean; to resume with other values is refused.
+"""
+
+import json
+import time
+from typing import Any
+
+from ray_shared.errors import UserError
+from ray_shared.groups import RunConfig
+from ray_shared.report import flat
+from ray_shared.storage import Storage
+
+RECORD = "run.json"
+# Ray Train writes it with the first checkpoint of a run.
+TRAIN_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+def run_name(run: RunConfig, project: str) -> str:
+    """The given name, or project and time."""
+    return run.name or f"{project}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+
+
+def check_run(
+    run: RunConfig, storage: Storage, locked: dict[str, Any], snapshot: str = TRAIN_SNAPSHOT
+) -> None:
+    """Refuses a start that `run.resume` forbids, or that resumes something else.
+
+    Args:
+        run: Name and resume mode.
+        storage: The directory of all runs.
+        locked: The keys that must not change, with their values, nested as in the configuration.
+        snapshot: The file of the run's directory that exists once there is a checkpoint.
+
+    Raises:
+        UserError: Names the key, the value of the run and the value asked for.
+    """
+    if run.name is None:
+        return
+    directory = storage.child(run.name)
+    if run.resume == "never" and directory.exists():
+        raise UserError(
+            f"run.resume=never: {directory.uri} exists already; choose another run.name"
+        )
+    if run.resume == "must" and not directory.child(snapshot).exists():
+        raise UserError(f"run.resume=must: {directory.uri} has no checkpoint to resume from")
+    record = directory.child(RECORD)
+    if not record.exists():
+        return
+    before, now = flat(json.loads(record.read_bytes())), flat(locked)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{key}={now.get(key)}: run {run.name!r} was started with {before.get(key)}; "
+                "keep it, or choose another run.name"
+            )
+
+
+def record_run(directory: Storage, locked: dict[str, Any]) -> None:
+    """Writes the record of a new run; an existing one stays."""
+    record = directory.child(RECORD)
+    if not record.exists():
+        record.write_bytes(json.dumps(locked, indent=2).encode())
+

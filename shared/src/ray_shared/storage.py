@@ -1,0 +1,139 @@
+"""One rule for paths: local and NFS directories, `s3://`, `gs://` and `abfs://`.
+
+Source: https://arrow.apache.org/docs/python/filesystems.html and
+https://docs.ray.io/en/releases-2.60.0/train/user-guides/persistent-storage.html
+"""
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_shared.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+CLOUD_SCHEMES = ("s3", "gs", "abfs", "abfss")
+# The waits of AWS's default strategy double from 25 ms: ten tries bridge about 25 seconds.
+S3_RETRIES = 10
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A directory on some filesystem; `path` is without the scheme, as pyarrow wants it."""
+
+    filesystem: "FileSystem"
+    path: str
+    uri: str
+    """As the user would type it."""
+
+    def child(self, name: str) -> "Storage":
+        """A directory or file below this one."""
+        return Storage(self.filesystem, f"{self.path}/{name}", f"{self.uri}/{name}")
+
+    def exists(self) -> bool:
+        """Whether there is a file or directory."""
+        from pyarrow.fs import FileType
+
+        return bool(self.filesystem.get_file_info(self.path).type != FileType.NotFound)
+
+    def read_bytes(self) -> bytes:
+        """The content of the file."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, content: bytes) -> None:
+        """Writes the file, with its directories. Not atomic on a local filesystem."""
+        self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)
+        with self.filesystem.open_output_stream(self.path) as stream:
+            stream.write(content)
+
+    def upload(self, directory: Path) -> None:
+        """Copies a local directory here."""
+        from pyarrow.fs import copy_files
+
+        self.filesystem.create_dir(self.path, recursive=True)
+        copy_files(str(directory), self.path, destination_filesystem=self.filesystem)
+
+    def download(self, directory: Path) -> None:
+        """Copies everything below here into a local directory."""
+        from pyarrow.fs import copy_files
+
+        copy_files(self.path, str(directory), source_filesystem=self.filesystem)
+
+
+def open_storage(path: str, retries: int = S3_RETRIES) -> Storage:
+    """Opens `storage.path` without touching it.
+
+    Endpoint, region and credentials come from the environment: `AWS_ENDPOINT_URL`, `AWS_REGION`,
+    `AWS_ACCESS_KEY_ID`, ...; `GOOGLE_APPLICATION_CREDENTIALS`; `AZURE_STORAGE_ACCOUNT_NAME`, ...
+
+    Args:
+        path: A directory or a URI.
+        retries: How often a request to S3 is tried.
+
+    Raises:
+        UserError: If the scheme is unknown or its package is missing.
+    """
+    from pyarrow import fs
+
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        local = Path(path).expanduser().absolute()
+        return Storage(fs.LocalFileSystem(), str(local), str(local))
+    if scheme == "file":
+        return open_storage(rest, retries)
+    if scheme not in CLOUD_SCHEMES:
+        allowed = ", ".join(f"{s}://" for s in CLOUD_SCHEMES)
+        raise UserError(f"storage.path={path}: must be a directory or start with {allowed}")
+    rest = rest.strip("/")
+    if scheme == "s3":
+        from ray_shared import s3
+
+        return Storage(s3.from_environment(retries), rest, path.rstrip("/"))
+    try:
+        if scheme == "gs":
+            filesystem: FileSystem = fs.GcsFileSystem()
+            return Storage(filesystem, rest, path.rstrip("/"))
+        import fsspec
+
+        # adlfs takes account and key from AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(f"storage.path={path}: cannot be opened: {error}") from None
+    return Storage(filesystem, rest, path.rstrip("/"))
+
+
+def probe(path: str) -> None:
+    """Proves that `storage.path` can be written and read back, and leaves nothing there.
+
+    Raises:
+        UserError: If it cannot, with the reason.
+    """
+    storage = open_storage(path, retries=2)
+    made = _missing_directories(Path(storage.path)) if "://" not in path else []
+    marker = storage.child(f".probe-{uuid.uuid4().hex}")
+    content = uuid.uuid4().bytes
+    try:
+        marker.write_bytes(content)
+        try:
+            if marker.read_bytes() != content:
+                raise UserError(f"storage.path={path}: what was written is not what is read back")
+        finally:
+            marker.filesystem.delete_file(marker.path)
+    except OSError as error:
+        raise UserError(f"storage.path={path}: not writable: {_reason(error)}") from None
+    finally:
+        for directory in made:
+            if directory.is_dir():
+                directory.rmdir()
+
+
+def _missing_directories(path: Path) -> list[Path]:
+    """Those of `path` and its parents that do not exist, deepest first."""
+    return [p for p in (path, *path.parents) if not p.exists()]
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).splitlines()[0].split(". Detail:")[0]

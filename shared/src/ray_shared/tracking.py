@@ -1,0 +1,234 @@
+"""Metrics of a training run: always as JSON lines, on request also in TensorBoard or MLflow.
+
+`Tracker` is a Ray Train callback. Ray runs it in the controller process, on the driver's node, and
+hands it what every worker reported. The driver starts it, follows it, and finishes it. A tracker
+that breaks says so once and never breaks the run.
+
+The training loop reports *events*: dicts whose key `event` is `start`, `step`, `epoch`, ...; the
+numbers in them are the metrics. What a worker puts under `worker` is kept for every rank.
+
+Source: https://docs.ray.io/en/releases-2.60.0/train/user-guides/monitoring-logging.html
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray.train import Checkpoint, UserCallback
+
+from ray_shared.errors import UserError
+from ray_shared.groups import TrackingConfig
+from ray_shared.report import flat
+
+logger = logging.getLogger(__name__)
+Event = dict[str, Any]
+FOLLOW_INTERVAL_S = 0.1
+
+
+class Backend(Protocol):
+    """Where events go. Pickled to the controller, so it holds names and no open files."""
+
+    def start(self, params: dict[str, Any]) -> None:
+        """Called once on the driver, with the flat configuration."""
+
+    def log(self, event: Event) -> None:
+        """Called for every event, in the controller and, for the last ones, on the driver."""
+
+    def finish(self, status: str) -> None:
+        """Called once on the driver; `status` is `ok` or `failed`."""
+
+
+class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the class's type
+    """Writes the events of one run to `metrics.jsonl` and to the configured backend."""
+
+    def __init__(self, config: TrackingConfig, output_dir: Path, project: str, run_name: str):
+        self.events_path = output_dir / "metrics.jsonl"
+        self._backends: list[Backend] = [JsonLines(self.events_path)]
+        if config.backend == "tensorboard":
+            self._backends.append(TensorBoard(output_dir / "tensorboard"))
+        elif config.backend == "mlflow":
+            uri = config.uri or f"sqlite:///{Path('mlflow.db').absolute()}"
+            self._backends.append(MLflow(uri, project, run_name))
+
+    def start(self, params: dict[str, Any]) -> None:
+        """Opens the backends and records the configuration. Runs on the driver."""
+        self._each(lambda backend: backend.start(flat(params)))
+
+    def after_report(
+        self, run_context: Any, metrics: list[Event], checkpoint: Checkpoint | None
+    ) -> None:
+        """Ray's hook: every rank has reported."""
+        event = dict(metrics[0])
+        if "worker" in event:
+            del event["worker"]
+            event["workers"] = [m["worker"] for m in metrics]
+        if checkpoint is not None:
+            event["checkpoint"] = checkpoint.path
+        self.log(event)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray's hook: one worker or more failed."""
+        errors = {rank: str(e).strip().splitlines()[-1] for rank, e in worker_exceptions.items()}
+        self.log({"event": "failure", "errors": errors})
+
+    def log(self, event: Event) -> None:
+        """Records one event."""
+        stamped = {"time": round(time.time(), 3), **event}
+        self._each(lambda backend: backend.log(stamped))
+
+    def finish(self, status: str, metrics: dict[str, Any]) -> None:
+        """Records the end of the run. Runs on the driver, also when the run failed."""
+        self.log({"event": "end", "status": status, **metrics})
+        self._each(lambda backend: backend.finish(status))
+
+    def events(self) -> list[Event]:
+        """Everything recorded so far."""
+        return read_events(self.events_path)
+
+    @contextmanager
+    def follow(self, show: Callable[[Event], None]) -> Iterator[None]:
+        """Calls `show` on the driver with every event, as it comes, for the length of a block."""
+        stop = threading.Event()
+
+        def run() -> None:
+            seen = 0
+            while True:
+                last_look = stop.wait(FOLLOW_INTERVAL_S)
+                events = self.events()
+                for event in events[seen:]:
+                    show(event)
+                seen = len(events)
+                if last_look:
+                    return
+
+        thread = threading.Thread(target=run, name="follow-events", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _each(self, action: Callable[[Backend], None]) -> None:
+        for backend in list(self._backends):
+            try:
+                action(backend)
+            except UserError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever breaks there, the run goes on
+                self._backends.remove(backend)
+                logger.warning("tracking with %s stopped: %s", type(backend).__name__, error)
+
+
+class JsonLines:
+    """One JSON object a line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def start(self, params: dict[str, Any]) -> None:
+        self.log({"time": round(time.time(), 3), "event": "params", **params})
+
+    def log(self, event: Event) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(event, default=str) + "\n")
+
+    def finish(self, status: str) -> None:
+        pass
+
+
+class TensorBoard:
+    """Scalars by optimizer step; `tensorboard --logdir DIR` shows them."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def start(self, params: dict[str, Any]) -> None:
+        try:
+            import tensorboardX  # noqa: F401
+        except ImportError:
+            raise UserError(_missing("tensorboard")) from None
+        with self._writer() as writer:
+            writer.add_text("params", json.dumps(params, indent=2, default=str))
+
+    def log(self, event: Event) -> None:
+        with self._writer() as writer:
+            for name, value in _numbers(event).items():
+                writer.add_scalar(f"{event['event']}/{name}", value, event.get("step", 0))
+            if "checkpoint" in event:
+                writer.add_text("checkpoint", event["checkpoint"], event.get("step", 0))
+
+    def finish(self, status: str) -> None:
+        with self._writer() as writer:
+            writer.add_text("status", status)
+
+    def _writer(self) -> Any:
+        from tensorboardX import SummaryWriter
+
+        # A file for each call: nothing stays open in a process that may be killed.
+        suffix = f".{time.time_ns()}"
+        return SummaryWriter(str(self.directory), filename_suffix=suffix)
+
+
+class MLflow:
+    """A run in MLflow's tracking store, by default an SQLite file."""
+
+    def __init__(self, uri: str, project: str, run_name: str):
+        self.uri = uri
+        self.project = project
+        self.run_name = run_name
+        self.run_id = ""
+
+    def start(self, params: dict[str, Any]) -> None:
+        client = self._client()
+        experiment = client.get_experiment_by_name(self.project)
+        experiment_id = (
+            experiment.experiment_id if experiment else client.create_experiment(self.project)
+        )
+        self.run_id = client.create_run(experiment_id, run_name=self.run_name).info.run_id
+        for name, value in params.items():
+            client.log_param(self.run_id, name, value)
+
+    def log(self, event: Event) -> None:
+        client = self._client()
+        for name, value in _numbers(event).items():
+            key = f"{event['event']}/{name}"
+            client.log_metric(self.run_id, key, value, step=int(event.get("step", 0)))
+        if "checkpoint" in event:
+            client.set_tag(self.run_id, "checkpoint", event["checkpoint"])
+
+    def finish(self, status: str) -> None:
+        self._client().set_terminated(self.run_id, "FINISHED" if status == "ok" else "FAILED")
+
+    def _client(self) -> Any:
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        try:
+            from mlflow import MlflowClient
+        except ImportError:
+            raise UserError(_missing("mlflow")) from None
+        return MlflowClient(tracking_uri=self.uri)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events in a `metrics.jsonl`; none if there is no such file yet."""
+    if not path.exists():
+        return []
+    # The last line may still be being written.
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def _missing(extra: str) -> str:
+    return f"tracking={extra}: not installed: pip install 'ray-ref-shared[{extra}]'"
+
+
+def _numbers(event: Event) -> dict[str, float]:
+    kinds = (int, float)
+    skip = ("time", "step")
+    return {k: float(v) for k, v in event.items() if isinstance(v, kinds) and k not in skip}
+
