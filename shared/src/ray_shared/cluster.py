@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 PROBE_TIMEOUT_S = 5.0
+WORKER_SETUP = "ray_shared.cluster.set_up_worker"
+WORKER_SETUP_WITHOUT_DASHBOARD = "ray_shared.cluster.set_up_worker_without_dashboard"
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,7 @@ def connect(
         UserError: If nothing answers at the address, the token is wrong, or the demand cannot be
             met. Where that is known beforehand, Ray is not started.
     """
-    if config.mode != "existing" and not demand.gpus_per_worker:
-        demand.check(_planned_nodes(config))
+    check_planned(config, demand)
     # Under `uv run`, Ray would start its workers through uv, in another environment.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # The behaviour that Ray announces for later, without its warning: no GPU asked for leaves
@@ -126,6 +127,20 @@ def connect(
                 cluster.shutdown()
 
 
+def check_planned(config: ClusterConfig, demand: Demand) -> None:
+    """Refuses what a cluster that is yet to be started will have no room for.
+
+    An existing cluster is asked when it is joined; whether there are GPUs is known to Ray alone.
+
+    Raises:
+        UserError: If a worker finds no place.
+    """
+    if config.mode == "existing" or demand.gpus_per_worker:
+        return
+    num_nodes = config.num_nodes if config.mode == "simulated" else 1
+    demand.check([{"CPU": config.num_cpus or available_cpus()}] * num_nodes)
+
+
 def available_cpus() -> int:
     """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux only.
@@ -133,9 +148,92 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _planned_nodes(config: ClusterConfig) -> list[dict[str, float]]:
+def set_up_worker() -> None:
+    """Runs in every worker process of a cluster that this module started.
+
+    Ray's State API looks for a cluster among all processes of the machine, and gives up in Ray
+    Train's helpers where it finds two, unless it is told which one is meant.
+    """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+def set_up_worker_without_dashboard() -> None:
+    """The same where no dashboard serves the State API.
+
+    Its clients would take the dashboard of another Ray on this machine for theirs: this address
+    answers nobody. Ray Train's placement group cleaner then warns every second; but a cluster that
+    ends with the job needs no cleaning.
+    """
+    os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"
+    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_planned(config: ClusterConfig, demand: Demand) -> None:
+    """Refuses what a cluster that is yet to be started will have no room for.
+
+    An existing cluster is asked when it is joined; whether there are GPUs is known to Ray alone.
+
+    Raises:
+        UserError: If a worker finds no place.
+    """
+    if config.mode == "existing" or demand.gpus_per_worker:
+        return
     num_nodes = config.num_nodes if config.mode == "simulated" else 1
-    return [{"CPU": config.num_cpus or available_cpus()}] * num_nodes
+    demand.check([{"CPU": config.num_cpus or available_cpus()}] * num_nodes)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_up_worker() -> None:
+    """Runs in every worker process of a cluster that this module started."""
+    import ray
+
+    # Ray's State API looks for a cluster among all processes of the machine, and fails in Ray
+    # Train's helpers where there are two, unless it is told which one is meant.
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    # The dashboard serves that API. Without it, Ray Train's placement group cleaner warns every
+    # second; but a cluster that ends with the job needs no cleaning.
+    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_planned(config: ClusterConfig, demand: Demand) -> None:
+    """Refuses what a cluster that is yet to be started will have no room for.
+
+    An existing cluster is asked when it is joined; whether there are GPUs is known to Ray alone.
+
+    Raises:
+        UserError: If a worker finds no place.
+    """
+    if config.mode == "existing" or demand.gpus_per_worker:
+        return
+    num_nodes = config.num_nodes if config.mode == "simulated" else 1
+    demand.check([{"CPU": config.num_cpus or available_cpus()}] * num_nodes)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def quiet_without_dashboard() -> None:
+    """Runs in every worker process of a cluster without a dashboard.
+
+    The dashboard serves the State API; without it, Ray Train's placement group cleaner warns every
+    second that it cannot ask, although a cluster that ends with the job needs no cleaning.
+    """
+    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _ensure_token(config: ClusterConfig) -> None:
@@ -157,26 +255,48 @@ def _start_local(config: ClusterConfig) -> None:
     import ray
 
     # `address="local"`: without it Ray joins whatever cluster it finds on this machine.
-    # The loopback address keeps Ray's ports off the network.
+    hook = WORKER_SETUP if config.dashboard else WORKER_SETUP_WITHOUT_DASHBOARD
     ray.init(
         address="local",
         num_cpus=config.num_cpus or available_cpus(),
         include_dashboard=config.dashboard,
+        runtime_env={"worker_process_setup_hook": hook},
         logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
     )
+
+
+def start_nodes(num_cpus: Sequence[int]) -> "Cluster":
+    """Starts Ray nodes on this machine, without connecting to them.
+
+    Args:
+        num_cpus: The logical CPUs of each node; the first is the head.
+
+    Returns:
+        The cluster; its `shutdown` stops every process that was started.
+    """
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        for cpus in num_cpus:
+            cluster.add_node(num_cpus=cpus, node_ip_address="127.0.0.1")
+    except BaseException:
+        cluster.shutdown()
+        raise
+    return cluster
 
 
 def _simulate(config: ClusterConfig) -> "Cluster":
     import ray
-    from ray.cluster_utils import Cluster
 
     num_cpus = config.num_cpus or available_cpus()
-    cluster = Cluster()
+    cluster = start_nodes([num_cpus] * config.num_nodes)
     try:
-        for _ in range(config.num_nodes):
-            cluster.add_node(num_cpus=num_cpus, node_ip_address="127.0.0.1")
-        ray.init(address=cluster.address, logging_level=logging.WARNING)
+        ray.init(
+            address=cluster.address,
+            runtime_env={"worker_process_setup_hook": WORKER_SETUP},
+            logging_level=logging.WARNING,
+        )
     except BaseException:
         cluster.shutdown()
         raise

@@ -26,11 +26,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from ray_shared.errors import JobError, UserError
+from ray_shared.errors import JobError, UserError, check
 from ray_shared.report import Report
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,10 @@ def main(
                 config = to_schema(schema, cfg)
                 output_dir = Path(HydraConfig.get().runtime.output_dir)
                 report = Report(project, output_dir, dataclasses.asdict(cast(Any, config)))
-                exit_codes.append(_run_job(job, config, report))
+                code = _run_job(job, config, report)
+                if code in (EXIT_SIGINT, EXIT_SIGTERM):
+                    sys.exit(code)  # Whoever interrupts a sweep means all of it.
+                exit_codes.append(code)
 
             hydra_main(version_base="1.3", config_path=f"pkg://{conf}", config_name="config")(task)()
             sys.exit(max(exit_codes))
@@ -114,24 +118,35 @@ def compose(
     Raises:
         UserError: For an unknown key or choice, a wrong type, a value out of range.
     """
+    parsed = [_parse(override) for override in overrides]
     overrides = list(overrides)
     if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise UserError(f"--config-dir={config_dir}: no such directory")
         found = f"file://{Path(config_dir).absolute()}"
         overrides.append(f"hydra.searchpath=[pkg://ray_shared.conf,{found}]")
     with initialize_config_module(conf, version_base="1.3"):
         groups = _group_names()
         try:
-            for override in OverridesParser.create().parse_overrides(list(overrides)):
+            for override in parsed:
                 key = override.key_or_group
-                if key.split(".")[0] != "hydra" and key not in groups:
-                    _check_key(key, schema, groups)
-            cfg = hydra_compose(config_name, overrides=list(overrides))
+                if key.split("/")[0].split(".")[0] != "hydra" and key not in groups:
+                    for each in _override_keys(key, override.value()):
+                        _check_key(each, schema, groups)
+            cfg = hydra_compose(config_name, overrides=overrides)
+            for override in parsed:
+                _check_choice(override)
         except UserError:
             raise
         except MissingConfigException as error:
             raise UserError(_missing_choice(error)) from None
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(str(error).splitlines()[0]) from None
+            raise UserError(_sentence(error)) from None
+        except ValueError as error:  # Hydra's answer to `group=null`, which names no group.
+            for override in parsed:
+                name = override.key_or_group
+                check(override.value() is not None or "." in name, name, None, "a choice")
+            raise UserError(_sentence(error)) from None
     return to_schema(schema, cfg)
 
 
@@ -149,7 +164,7 @@ def to_schema(schema: type[T], cfg: DictConfig) -> T:
     except ValidationError as error:
         raise UserError(_wrong_type(error, schema, cfg)) from None
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        raise UserError(_sentence(error)) from None
 
 
 def _combinations(overrides: list[str], multirun: bool) -> list[list[str]]:
@@ -157,11 +172,22 @@ def _combinations(overrides: list[str], multirun: bool) -> list[list[str]]:
     if not multirun:
         return [overrides]
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = [_parse(override) for override in overrides]
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        raise UserError(_sentence(error)) from None
     return [combination for batch in batches for combination in batch]
+
+
+def _parse(override: str) -> Override:
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        hint = f"must be key=value ({_sentence(error)})"
+        raise UserError(f"override '{override}': {hint}") from None
+    if not parsed.key_or_group:
+        raise UserError(f"override '{override}': must be key=value (no key)")
+    return parsed
 
 
 def _group_names() -> set[str]:
@@ -183,25 +209,48 @@ def _schema_keys(schema: Any, prefix: str = "") -> Iterator[str]:
             yield from _schema_keys(kind, f"{prefix}{name}.")
 
 
+def _override_keys(key: str, value: object) -> Iterator[str]:
+    """The key and those inside a dict: `train={epochs: 3}` sets `train.epochs`."""
+    yield key
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _override_keys(f"{key}.{name}", inner)
+
+
+def _check_choice(override: Override) -> None:
+    """Refuses `group=choice` without such a file; Hydra itself skips it in an optional group."""
+    group, choice = override.key_or_group, override.value()
+    options = GlobalHydra.instance().config_loader().get_group_options(group)
+    plain = choice is None or (isinstance(choice, str) and "/" not in choice)
+    if options and plain and not override.is_delete() and choice not in options:
+        check(False, group, choice, f"one of {', '.join(options)}")
+
+
 def _check_key(key: str, schema: Any, groups: set[str]) -> None:
     if key not in set(_schema_keys(schema)):
         raise UserError(_unknown_key(key, schema, groups))
 
 
 def _unknown_key(key: str, schema: Any, groups: Sequence[str] | set[str]) -> str:
-    known = [*_schema_keys(schema), *groups]
+    known = sorted({*_schema_keys(schema), *groups})
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:  # A right name in the wrong place: `epochs` for `train.epochs`.
         near = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
     return f"unknown key '{key}': {hint}"
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of a message of Hydra's or OmegaConf's, with the key it is about."""
+    key, sentence = getattr(error, "full_key", None), str(error).splitlines()[0]
+    return f"{key}: {sentence}" if key else sentence
 
 
 def _missing_choice(error: MissingConfigException) -> str:
     path = str(error.missing_cfg_file or "")
     group, _, choice = path.rpartition("/")
     if not error.options:
-        return str(error).splitlines()[0]
+        return _sentence(error)
     return f"{group}={choice}: must be one of {', '.join(sorted(error.options))}"
 
 
@@ -212,10 +261,12 @@ def _wrong_type(error: ValidationError, schema: Any, cfg: DictConfig) -> str:
     for part in key.split("."):
         kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
     if kind is None:
-        return str(error).splitlines()[0]
+        return _sentence(error)
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     kinds = get_args(kind) or (kind,)
     allowed = " or ".join("null" if k is type(None) else names.get(k, str(k)) for k in kinds)
+    if dataclasses.is_dataclass(kind):
+        allowed = f"a group with the keys {', '.join(get_type_hints(kind))}"
     shown = "null" if value is None else value
     return f"{key}={shown}: must be {allowed}"
 

@@ -132,6 +132,7 @@ class JsonLines:
         self.path = path
 
     def start(self, params: dict[str, Any]) -> None:
+        self.path.write_text("")  # A run directory that is used again starts over.
         self.log({"time": round(time.time(), 3), "event": "params", **params})
 
     def log(self, event: Event) -> None:

@@ -1,31 +1,47 @@
 """Trains a classifier on several workers: `python -m torch_ddp_train train.epochs=3`."""
 
+import importlib
+import threading
+
 from ray_shared import cluster, config, storage
 from ray_shared.report import Report
 from ray_shared.runs import check_run
 
-from torch_ddp_train import data, train
-from torch_ddp_train.config import Config
+from torch_ddp_train import data
+from torch_ddp_train.config import PROJECT, Config
 
 
-def preflight(cfg: Config) -> None:
-    """Everything that can be wrong without Ray: data files, storage, the run to resume."""
-    data.check_files(cfg.data)
-    storage.probe(cfg.storage.path)
-    check_run(cfg.run, storage.open_storage(cfg.storage.path), train.locked(cfg))
-
-
-@config.main(Config, "torch_ddp_train.conf", train.PROJECT, preflight)
-def main(cfg: Config, report: Report) -> None:
-    """Connects to the cluster and trains."""
-    demand = cluster.Demand(
+def demand(cfg: Config) -> cluster.Demand:
+    """What the workers take, and a CPU for Ray Data's tasks if it loads the images."""
+    return cluster.Demand(
         num_workers=cfg.scaling.min_workers or cfg.scaling.num_workers,
         cpus_per_worker=cfg.scaling.cpus_per_worker,
         gpus_per_worker=1 if cfg.scaling.use_gpu else 0,
         extra_cpus=1 if cfg.data.loader == "ray" else 0,
     )
-    with cluster.connect(cfg.cluster, demand, report, "torch_ddp_train"):
-        train.run(cfg, report)
+
+
+def preflight(cfg: Config) -> None:
+    """Everything that can be wrong without Ray: room, data files, storage, the run to resume."""
+    cluster.check_planned(cfg.cluster, demand(cfg))
+    data.check_files(cfg.data)
+    storage.probe(cfg.storage.path)
+    check_run(cfg.run, storage.open_storage(cfg.storage.path), cfg.locked())
+
+
+@config.main(Config, "torch_ddp_train.conf", PROJECT, preflight)
+def main(cfg: Config, report: Report) -> None:
+    """Connects to the cluster and trains."""
+    # Importing torch takes as long as starting Ray: side by side. A wrong key costs neither.
+    importing = threading.Thread(target=importlib.import_module, args=["torch_ddp_train.train"])
+    importing.start()
+    try:
+        with cluster.connect(cfg.cluster, demand(cfg), report, "torch_ddp_train"):
+            from torch_ddp_train import train
+
+            train.run(cfg, report)
+    finally:
+        importing.join()
 
 
 if __name__ == "__main__":

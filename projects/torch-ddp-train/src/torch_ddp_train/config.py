@@ -1,6 +1,7 @@
 """The schema of the configuration: types, units and ranges. The values are in `conf/`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ray_shared.errors import UserError, check
 from ray_shared.groups import (
@@ -13,6 +14,7 @@ from ray_shared.groups import (
     TrackingConfig,
 )
 
+PROJECT = "torch-ddp-train"
 METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
 
 
@@ -121,3 +123,8 @@ class Config:
     def __post_init__(self) -> None:
         ok = self.checkpoint.metric in METRICS
         check(ok, "checkpoint.metric", self.checkpoint.metric, f"one of {', '.join(METRICS)}")
+
+    def locked(self) -> dict[str, Any]:
+        """What a resumed run must not change: with other values the old weights mean nothing."""
+        seed = {"seed": self.train.seed}
+        return {"data": asdict(self.data), "model": asdict(self.model), "train": seed}

@@ -117,16 +117,15 @@ def summarize(events: list[Event]) -> dict[str, Any]:
 
 def plot(events: list[Event], directory: Path) -> Path:
     """Draws loss and accuracy by epoch into `learning_curve.png`."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
+    # Without pyplot: no display, no global state, half the time to import.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    from matplotlib.figure import Figure
 
     # An epoch that was redone after a failure counts with its last values.
     epochs = sorted({e["epoch"]: e for e in events if e["event"] == "epoch"}.items())
     x = [epoch for epoch, _ in epochs]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for ax, metric in zip(axes, ("loss", "accuracy"), strict=True):
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for ax, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split in ("train", "val"):
             ax.plot(x, [e[f"{split}_{metric}"] for _, e in epochs], marker=".", label=split)
         ax.set_xlabel("epoch")
@@ -135,7 +134,6 @@ def plot(events: list[Event], directory: Path) -> Path:
         ax.legend()
     path = directory / "learning_curve.png"
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

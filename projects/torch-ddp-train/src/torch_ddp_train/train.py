@@ -12,10 +12,12 @@ https://docs.ray.io/en/releases-2.60.0/train/user-guides/fault-tolerance.html
 """
 
 import dataclasses
+import logging
 import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from torch import nn
 
 from torch_ddp_train import checkpoint as ckpt
 from torch_ddp_train import data, results
-from torch_ddp_train.config import Config
+from torch_ddp_train.config import PROJECT, Config
 from torch_ddp_train.model import build_model
 from torch_ddp_train.steps import (
     Batch,
@@ -47,7 +49,6 @@ from torch_ddp_train.steps import (
     train_step,
 )
 
-PROJECT = "torch-ddp-train"
 # Ray Train looks after its workers every 2 s by default, and reports, checkpoints and the end of
 # the run wait for that look. It is read in the controller, on the driver's node.
 HEALTH_CHECK_INTERVAL_S = "0.1"
@@ -66,13 +67,16 @@ def run(config: Config, report: Report) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", start_timeout_s)
     poll_s = str(config.failure.preemption_check_s)
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", poll_s)
+    if config.cluster.mode == "local":
+        # This machine is the cluster: nobody takes its node away, and the watcher is one process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray Train prints what workers print a second time.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)
-    record_run(run_dir, locked(config))
+    record_run(run_dir, config.locked())
     tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
     tracker.start(report.config)
 
@@ -107,16 +111,6 @@ def run(config: Config, report: Report) -> None:
         with tracker.follow(results.show_progress):
             outcome = trainer.fit()
         results.finish(outcome, tracker, report)
-
-
-def locked(config: Config) -> dict[str, Any]:
-    """What a resumed run must not change: with other values the old weights mean nothing."""
-    seed = {"seed": config.train.seed}
-    return {
-        "data": dataclasses.asdict(config.data),
-        "model": dataclasses.asdict(config.model),
-        "train": seed,
-    }
 
 
 @dataclasses.dataclass
@@ -158,6 +152,7 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
         raised, because Ray Train would answer an exception with another attempt.
     """
     config: Config = loop["config"]
+    quiet()
     worker = set_up(config)
     damaged = resume(worker)
     if damaged and worker.position.step == 0:
@@ -173,6 +168,14 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
     except Diverged:
         return {"stopped": "diverged", "step": worker.position.step}
     return finish(worker, loop["run_dir"])
+
+
+def quiet() -> None:
+    """Keeps two messages off the console that repeat and say nothing."""
+    # Ray Train logs every report at INFO, under the root logger.
+    logging.getLogger().setLevel(logging.WARNING)
+    # The strides differ in a dimension of size 1 only: the first layer has one input channel.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
 def set_up(config: Config) -> Worker:
@@ -292,6 +295,7 @@ def train_epoch(worker: Worker) -> dict[str, float]:
         "lr": lr,
         "train_loss": loss_sum / count,
         "train_accuracy": correct / count,
+        "num_images": int(count),
         "samples_per_s": count / train_s,
         "train_s": train_s,
         "data_s": data_s,

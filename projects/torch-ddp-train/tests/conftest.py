@@ -1,0 +1,22 @@
+"""Fixtures of all tests of this project."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from ray_shared.testing import Job, ray_tmpdir, s3_server, start_job
+
+__all__ = ["ray_tmpdir", "s3_server"]
+
+StartJob = Callable[..., AbstractContextManager[Job]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, ray_tmpdir: Path) -> StartJob:
+    """Starts `python -m torch_ddp_train` in the test's own directory."""
+
+    def begin(*overrides: str, env: dict[str, str] | None = None) -> AbstractContextManager[Job]:
+        return start_job("torch_ddp_train", overrides, tmp_path, env)
+
+    return begin

@@ -1,0 +1,311 @@
+"""For tests: jobs as real processes, clusters of many nodes, and things that kill parts of them.
+
+Everything here stops only processes that it started itself. A `conftest.py` imports the fixtures it
+needs: `from ray_shared.testing import ray_tmpdir, s3_server`.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from ray_shared.cluster import start_nodes
+from ray_shared.tracking import Event, read_events
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+DEADLINE_S = 120.0
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
+    """Waits until `condition` is true and returns its value.
+
+    Raises:
+        TimeoutError: If it is not true in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {timeout_s:g} s still no {what}")
+        time.sleep(0.05)
+    return value
+
+
+@dataclass
+class Job:
+    """A job of a project, in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    output_dir: Path
+    log: Path
+    """What it wrote to stdout and stderr."""
+    family: dict[int, float] = field(default_factory=dict)
+    """Process id to start time of every process that was seen below the job."""
+
+    def events(self) -> list[Event]:
+        """What the run has reported so far (`metrics.jsonl`)."""
+        return read_events(self.output_dir / "metrics.jsonl")
+
+    def wait_for_event(self, match: Callable[[Event], bool], timeout_s: float = DEADLINE_S) -> Event:
+        """Waits for the first event that matches; fails at once if the job ends without it."""
+
+        def look() -> Event | None:
+            ended = self.process.poll() is not None
+            found = next((e for e in self.events() if match(e)), None)
+            if ended and found is None:
+                raise AssertionError(f"the job ended before the event:\n{self.output()}")
+            self.remember_family()
+            return found
+
+        event: Event = wait_for(look, "such event", timeout_s)
+        return event
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Rank, pid and node of the newest worker group."""
+        starts = [e for e in self.events() if e["event"] == "start"]
+        return list(starts[-1]["workers"])
+
+    def kill_worker(self, rank: int) -> None:
+        """SIGKILLs the process of one training worker."""
+        os.kill(self.workers()[rank]["pid"], signal.SIGKILL)
+
+    def wait(self, timeout_s: float = DEADLINE_S) -> int:
+        """Waits for the end and returns the exit code."""
+        return self.process.wait(timeout_s)
+
+    def result(self) -> dict[str, Any]:
+        """The job's `result.json`."""
+        content: dict[str, Any] = json.loads((self.output_dir / "result.json").read_text())
+        return content
+
+    def output(self) -> str:
+        """Its console output so far."""
+        return self.log.read_text()
+
+    def remember_family(self) -> None:
+        """Notes which processes belong to the job, while they can still be told by their parent."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.family[child.pid] = child.create_time()
+
+    def survivors(self) -> list[psutil.Process]:
+        """Those of its processes that still run; to be asked after the job has ended."""
+        alive = []
+        for pid, created in self.family.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process)
+        return alive
+
+
+@contextlib.contextmanager
+def start_job(
+    package: str,
+    overrides: Sequence[str],
+    directory: Path,
+    env: dict[str, str] | None = None,
+) -> Iterator[Job]:
+    """Runs `python -m package overrides...` in `directory`; ends it with the block.
+
+    Args:
+        package: Import package of the project.
+        overrides: Hydra overrides.
+        directory: Working directory. The job's run directory is made below it.
+        env: Additional environment variables.
+    """
+    output_dir = directory / f"out-{secrets.token_hex(4)}"
+    log = directory / f"{output_dir.name}.log"
+    command = [sys.executable, "-m", package, f"hydra.run.dir={output_dir}", *overrides]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env=os.environ | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    job = Job(process, output_dir, log)
+    try:
+        yield job
+    finally:
+        if process.poll() is None:
+            job.remember_family()
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for leftover in job.survivors():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                leftover.kill()
+
+
+def steps_done_twice(events: list[Event]) -> int:
+    """How many optimizer steps a run did again; needs `tracking.every_steps=1`."""
+    counts = Counter(e["step"] for e in events if e["event"] == "step")
+    return sum(count - 1 for count in counts.values())
+
+
+@pytest.fixture(scope="session")
+def ray_tmpdir() -> Iterator[Path]:
+    """A short directory for Ray's sessions, removed at the end.
+
+    Short, because the paths of Unix sockets below it may have 107 characters.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="r-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(directory))
+        yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def many_nodes(num_cpus: Sequence[int]) -> Iterator["Cluster"]:
+    """A running cluster of several nodes that jobs join with `cluster=existing`.
+
+    Its token is in this process's environment, where the jobs inherit it.
+
+    Args:
+        num_cpus: The logical CPUs of each node; the first is the head, where the job's driver runs.
+    """
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    cluster = start_nodes(num_cpus)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def drain_node(cluster: "Cluster", node_id: str, deadline_s: int) -> None:
+    """Announces a preemption, as a cloud does before it takes a spot machine away."""
+    ray = Path(sys.executable).with_name("ray")
+    command = [
+        *(str(ray), "drain-node", "--address", cluster.address, "--node-id", node_id),
+        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away by a test"),
+        *("--deadline-remaining-seconds", str(deadline_s)),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+class S3Server:
+    """moto's S3 server in a process of its own, behind a TCP proxy that can cut the line."""
+
+    def __init__(self, moto_server: str):
+        self._port = free_port()
+        self._process = subprocess.Popen(
+            [moto_server, "-H", "127.0.0.1", "-p", str(self._port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._connections: set[socket.socket] = set()
+        self._listener: socket.socket | None = None
+        self.port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        wait_for(self._answers, "answer from moto's server", 60)
+        self._listen()
+
+    def create_bucket(self, name: str) -> None:
+        """Makes an empty bucket."""
+        url = f"http://127.0.0.1:{self._port}/{name}"
+        urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=10).close()
+
+    @contextlib.contextmanager
+    def gone(self) -> Iterator[None]:
+        """For the length of the block connections break and new ones are refused."""
+        self._stop_listening()
+        try:
+            yield
+        finally:
+            self._listen()
+
+    def close(self) -> None:
+        """Stops the proxy and the server."""
+        self._stop_listening()
+        self._process.terminate()
+        self._process.wait(10)
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{self._port}/moto-api/", timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def _listen(self) -> None:
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener = listener
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # Wakes up `accept`.
+            self._listener.close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._port))
+            for source, target in ((client, server), (server, client)):
+                self._connections.add(source)
+                threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(65536):
+                target.sendall(content)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+        self._connections.discard(source)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 server; `AWS_*` point to it for the length of the session."""
+    moto_server = os.environ.get("MOTO_SERVER") or shutil.which("moto_server")
+    assert moto_server, "no moto_server: set MOTO_SERVER, as the nox sessions do"
+    server = S3Server(moto_server)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_REGION", "us-east-1")
+        yield server
+    server.close()
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
