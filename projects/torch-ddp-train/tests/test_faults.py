@@ -1,0 +1,278 @@
+"""Every failure that the README claims to survive, injected for real and counted.
+
+Run by `nox -s faults -- torch-ddp-train`.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.train import Checkpoint
+from ray_shared.storage import open_storage
+from ray_shared.testing import (
+    Job,
+    S3Server,
+    drain_node,
+    many_nodes,
+    steps_done_twice,
+    wait_for,
+)
+from torch_ddp_train import checkpoint as ckpt
+
+from .conftest import StartJob
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+
+CHECKPOINT_EVERY = 5
+# 60 steps; a report after each slows them down to about ten a second.
+COUNTED = [
+    "train.epochs=3",
+    f"checkpoint.every_steps={CHECKPOINT_EVERY}",
+    "tracking.every_steps=1",
+]
+ALL_STEPS = set(range(1, 61))
+
+
+def step_reached(step: int) -> Any:
+    return lambda e: e["event"] == "step" and e["step"] >= step
+
+
+def steps(job: Job) -> set[int]:
+    return {e["step"] for e in job.events() if e["event"] == "step"}
+
+
+def starts(job: Job) -> list[dict[str, Any]]:
+    return [e for e in job.events() if e["event"] == "start"]
+
+
+def snapshot(directory: Path, run: str) -> dict[str, Any]:
+    """What Ray Train has committed of a run."""
+    path = directory / "runs" / run / "checkpoint_manager_snapshot.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def newest_checkpoint(directory: Path, run: str) -> Path:
+    name = snapshot(directory, run)["latest_checkpoint_result"]["checkpoint_dir_name"]
+    return directory / "runs" / run / name
+
+
+def join(cluster: Any) -> list[str]:
+    return ["cluster=existing", f"cluster.address={cluster.address}"]
+
+
+def node_of_worker(cluster: Any, job: Job, rank: int) -> Any:
+    node_id = job.workers()[rank]["node"]
+    return next(node for node in cluster.worker_nodes if node.node_id == node_id)
+
+
+def test_removed_node_costs_few_steps(start: StartJob):
+    with many_nodes([0, 1, 1, 1]) as cluster, start(*join(cluster), *COUNTED) as job:
+        job.wait_for_event(step_reached(28))
+        before = {w["node"] for w in job.workers()}
+        lost = node_of_worker(cluster, job, rank=1)
+        cluster.remove_node(lost, allow_graceful=False)
+        assert job.wait() == 0, job.output()
+        assert job.survivors() == []
+    metrics = job.result()["metrics"]
+    assert metrics["restarts"] == 1
+    assert len(before) == 2
+    assert lost.node_id not in {w["node"] for w in job.workers()}
+    assert steps_done_twice(job.events()) <= CHECKPOINT_EVERY + 1
+    assert steps(job) == ALL_STEPS
+    assert metrics["accuracy"] >= 0.9
+
+
+def test_drained_node_gets_a_checkpoint_before_it_leaves(start: StartJob):
+    # No regular checkpoint and no allowed failure: only the notice can save the run.
+    options = [
+        "train.epochs=8",
+        "checkpoint.every_epochs=0",
+        "tracking.every_steps=1",
+        "failure.max_failures=0",
+        "failure.preemption_check_s=0.5",
+    ]
+    with many_nodes([0, 1, 1, 1]) as cluster, start(*join(cluster), *options) as job:
+        job.wait_for_event(step_reached(20))
+        leaving = node_of_worker(cluster, job, rank=1)
+        drain_node(cluster, leaving.node_id, deadline_s=4)
+        drained = time.time()
+        notice = job.wait_for_event(lambda e: e["event"] == "checkpoint" and e["preempted"])
+        wait_for(lambda: time.time() > drained + 4, "end of the grace period")
+        cluster.remove_node(leaving, allow_graceful=False)
+        assert job.wait() == 0, job.output()
+    first, second = starts(job)
+    assert first["step"] == 0
+    assert second["step"] >= notice["step"] >= 20
+    assert leaving.node_id not in {w["node"] for w in second["workers"]}
+    assert "a node is about to go: checkpoint at step" in job.output()
+    # About half a second of steps between two looks.
+    assert steps_done_twice(job.events()) <= 15
+    assert job.result()["metrics"]["epochs"] == 8
+
+
+def test_elastic_run_shrinks_and_grows_with_the_cluster(start: StartJob):
+    options = [
+        "train.epochs=40",
+        f"checkpoint.every_steps={CHECKPOINT_EVERY}",
+        "tracking.every_steps=1",
+        "scaling.min_workers=1",
+        "scaling.resize_check_s=3",
+        "scaling.start_timeout_s=10",
+    ]
+    with many_nodes([0, 1, 1]) as cluster, start(*join(cluster), *options) as job:
+        job.wait_for_event(step_reached(22))
+        cluster.remove_node(node_of_worker(cluster, job, rank=1), allow_graceful=False)
+        alone = job.wait_for_event(lambda e: e["event"] == "start" and e["num_workers"] == 1)
+        job.wait_for_event(lambda e: e["event"] == "step" and e["step"] > alone["step"] + 10)
+        cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+        job.wait_for_event(
+            lambda e: e["event"] == "start" and e["num_workers"] == 2 and e["step"] > alone["step"]
+        )
+        assert job.wait(200) == 0, job.output()
+    assert [e["num_workers"] for e in starts(job)] == [2, 1, 2]
+    # The loss of the node and the resize redo at most what was not checkpointed.
+    assert steps_done_twice(job.events()) <= 2 * (CHECKPOINT_EVERY + 1)
+    metrics = job.result()["metrics"]
+    assert metrics["restarts"] == 2
+    assert metrics["epochs"] == 40
+    assert metrics["accuracy"] >= 0.97
+
+
+def test_truncated_newest_checkpoint_falls_back_to_the_one_before(start: StartJob, tmp_path: Path):
+    with start("run.name=cut", "train.epochs=3") as job:
+        assert job.wait() == 0, job.output()
+    newest = newest_checkpoint(tmp_path, "cut")
+    os.truncate(newest / ckpt.WEIGHTS, 1000)
+    with start("run.name=cut", "train.epochs=4", "run.resume=must") as job:
+        assert job.wait() == 0, job.output()
+    (begun,) = starts(job)
+    assert begun["step"] == 40
+    assert f"passed over: {newest.name}: {ckpt.WEIGHTS} is damaged" in job.output()
+    assert "resume after step 40" in job.output()
+    assert job.result()["metrics"]["epochs"] == 4
+
+
+def test_run_without_any_intact_checkpoint_is_not_silently_begun_anew(
+    start: StartJob, tmp_path: Path
+):
+    with start("run.name=cut", "train.epochs=2") as job:
+        assert job.wait() == 0, job.output()
+    for path in (tmp_path / "runs" / "cut").glob("checkpoint_*"):
+        os.truncate(path / ckpt.WEIGHTS, 1000)
+    with start("run.name=cut", "train.epochs=3") as job:
+        assert job.wait() == 1
+    assert "no intact checkpoint to resume from" in job.output()
+    assert "Traceback" not in job.output()
+
+
+def test_diverged_loss_stops_and_keeps_the_last_good_checkpoint(start: StartJob, tmp_path: Path):
+    with start("run.name=nan", "train.epochs=2") as job:
+        assert job.wait() == 0, job.output()
+    good = newest_checkpoint(tmp_path, "nan")
+    with start("run.name=nan", "train.epochs=6", "train.lr=1e30", "train.clip_norm=null") as job:
+        assert job.wait() == 1
+    assert "failed: the loss is not finite after step" in job.output()
+    assert f"the last good checkpoint is {good}" in job.output()
+    assert "Traceback" not in job.output()
+    result = job.result()
+    assert result["status"] == "failed"
+    # Another attempt would diverge as well: none is made.
+    assert result["metrics"]["restarts"] == 0
+    assert newest_checkpoint(tmp_path, "nan") == good
+    assert ckpt.damage(Checkpoint.from_directory(str(good))) is None
+
+
+def test_killed_driver_takes_everything_along_and_the_next_start_resumes(
+    start: StartJob, tmp_path: Path
+):
+    with start("run.name=killed", *COUNTED) as job:
+        job.wait_for_event(step_reached(28))
+        job.remember_family()
+        job.process.kill()
+        job.process.wait()
+        wait_for(lambda: not job.survivors(), "end of the processes of the killed driver", 60)
+        killed_at = max(steps(job))
+    with start("run.name=killed", "run.resume=must", *COUNTED) as again:
+        assert again.wait() == 0, again.output()
+    (begun,) = starts(again)
+    assert killed_at - CHECKPOINT_EVERY - 1 <= begun["step"] <= killed_at
+    assert steps(job) | steps(again) == ALL_STEPS
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_stops_the_job_and_keeps_its_last_checkpoint(
+    start: StartJob, tmp_path: Path, signum: int, code: int
+):
+    with start("run.name=stopped", *COUNTED) as job:
+        job.wait_for_event(step_reached(28))
+        job.remember_family()
+        # To the whole group, as a terminal does.
+        os.killpg(job.process.pid, signum)
+        assert job.wait(30) == code, job.output()
+        wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+        stopped_at = max(steps(job))
+    assert job.result()["status"] == "failed"
+    assert "Traceback" not in job.output()
+    newest = newest_checkpoint(tmp_path, "stopped")
+    assert ckpt.damage(Checkpoint.from_directory(str(newest))) is None
+    with start("run.name=stopped", "run.resume=must", *COUNTED) as again:
+        assert again.wait() == 0, again.output()
+    assert starts(again)[0]["step"] >= stopped_at - CHECKPOINT_EVERY - 1
+
+
+def test_crash_while_writing_never_loses_the_checkpoint_before(start: StartJob, tmp_path: Path):
+    # A model large enough for its upload to be caught in the act.
+    with start("run.name=torn", "model.width=256", *COUNTED) as job:
+        root = tmp_path / "runs" / "torn"
+        job.wait_for_event(lambda e: e["event"] == "checkpoint" and e["step"] >= 10)
+        committed = snapshot(tmp_path, "torn")["latest_checkpoint_result"]["metrics"]["step"]
+
+        def torn() -> set[str]:
+            """Directories of checkpoints that Ray Train has not committed yet."""
+            known = (root / "checkpoint_manager_snapshot.json").read_text()
+            return {p.name for p in root.glob("checkpoint_2*") if p.name not in known}
+
+        while not torn():
+            assert job.process.poll() is None, job.output()
+        job.kill_worker(rank=0)
+        assert job.wait() == 0, job.output()
+    resumed = starts(job)[1]
+    assert resumed["step"] >= committed
+    assert resumed["damaged"] == []
+    assert steps_done_twice(job.events()) <= 2 * CHECKPOINT_EVERY + 1
+    assert steps(job) == ALL_STEPS
+
+
+def test_storage_that_is_gone_for_ten_seconds_costs_nothing(
+    start: StartJob, s3_server: S3Server
+):
+    s3_server.create_bucket("runs")
+    with start("storage.path=s3://runs/here", "run.name=outage", *COUNTED) as job:
+        job.wait_for_event(step_reached(15))
+        with s3_server.gone():
+            since = time.time()
+            wait_for(lambda: time.time() > since + 10, "end of the outage")
+        assert job.wait() == 0, job.output()
+    metrics = job.result()["metrics"]
+    assert metrics["restarts"] == 0
+    assert steps(job) == ALL_STEPS
+    assert steps_done_twice(job.events()) == 0
+    run = open_storage("s3://runs/here/outage")
+    committed = json.loads(run.child("checkpoint_manager_snapshot.json").read_bytes())
+    assert committed["latest_checkpoint_result"]["metrics"]["step"] == 60
+    assert run.child("bundle/bundle.json").exists()
+    with start("storage.path=s3://runs/here", "run.name=outage", "train.epochs=4") as again:
+        assert again.wait() == 0, again.output()
+    assert starts(again)[0]["step"] == 60
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_default_accuracy_does_not_depend_on_the_seed(start: StartJob, seed: int):
+    with start(f"train.seed={seed}") as job:
+        assert job.wait() == 0, job.output()
+    assert job.result()["metrics"]["accuracy"] >= 0.97
