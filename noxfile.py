@@ -142,7 +142,7 @@ def pip_install(session: nox.Session, commands: list[list[str]], files: list[Pat
         session.install(*arguments)
     # By the same means as pip, so that `nox --no-install` does not claim to have installed.
     script = f"import pathlib; pathlib.Path({str(stamp)!r}).write_text({digest!r})"
-    session.run_install("python", "-c", script, silent=True)
+    session.run_install("python", "-c", script, silent=True, log=False)
 
 
 def environment(session: nox.Session, name: str) -> Path:

@@ -12,6 +12,7 @@ Source: https://docs.pytorch.org/tutorials/beginner/ddp_series_fault_tolerance.h
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,7 +54,7 @@ class Loader:
         self.kind, self.split, self.config = kind, split, config
         if kind == "tutorial":
             dataset = ImageDataset(split)
-            self.sampler = DistributedSampler(dataset, seed=config.seed)
+            self.sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=config.seed)
             # Without worker processes: there is a process for each core already.
             self.loader = DataLoader(dataset, config.batch_size, sampler=self.sampler)
 
@@ -151,23 +152,33 @@ class Trainer:
         torch.save(state | {"step": self.step}, path)
 
 
-def main() -> None:
+def train(config: dict[str, Any], kind: str, out: Path) -> None:
     """Trains, and writes an event for each epoch with the project's keys."""
+    trainer = Trainer(config, kind)
+    for epoch in range(trainer.config.epochs):
+        event = trainer.train_epoch(epoch) | {"val_accuracy": trainer.validate()}
+        if dist.get_rank() == 0:
+            trainer.save(out.with_name("snapshot.pt"))
+            now = {"event": "epoch", "epoch": epoch + 1, "step": trainer.step, "time": time.time()}
+            with out.open("a") as file:
+                file.write(
+                    json.dumps(now | event | {"first_step_at": trainer.first_step_at}) + "\n"
+                )
+
+
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Tutorial-style DDP training, under torchrun.")
     parser.add_argument("--config", type=Path, required=True, help="JSON: data, model, train")
     parser.add_argument("--loader", choices=("tutorial", "project"), default="tutorial")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one an epoch")
     args = parser.parse_args()
     dist.init_process_group("gloo")
-    trainer = Trainer(json.loads(args.config.read_text()), args.loader)
-    for epoch in range(trainer.config.epochs):
-        event = trainer.train_epoch(epoch) | {"val_accuracy": trainer.validate()}
-        if dist.get_rank() == 0:
-            trainer.save(args.out.with_name("snapshot.pt"))
-            now = {"event": "epoch", "epoch": epoch + 1, "step": trainer.step, "time": time.time()}
-            with args.out.open("a") as file:
-                file.write(json.dumps(now | event | {"first_step_at": trainer.first_step_at}) + "\n")
+    train(json.loads(args.config.read_text()), args.loader, args.out)
     dist.destroy_process_group()
+    # gloo's threads outlive the group, and now and then one aborts the process while the
+    # interpreter is being torn down (https://github.com/pytorch/pytorch/issues/190489).
+    os._exit(0)
 
 
 if __name__ == "__main__":

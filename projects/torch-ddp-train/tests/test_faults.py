@@ -162,8 +162,8 @@ def test_run_without_any_intact_checkpoint_is_not_silently_begun_anew(
 ):
     with start("run.name=cut", "train.epochs=2") as job:
         assert job.wait() == 0, job.output()
-    for path in (tmp_path / "runs" / "cut").glob("checkpoint_*"):
-        os.truncate(path / ckpt.WEIGHTS, 1000)
+    for weights in (tmp_path / "runs" / "cut").glob(f"checkpoint_*/{ckpt.WEIGHTS}"):
+        os.truncate(weights, 1000)
     with start("run.name=cut", "train.epochs=3") as job:
         assert job.wait() == 1
     assert "no intact checkpoint to resume from" in job.output()

@@ -58,17 +58,20 @@ def read_bundle(directory: Path) -> Bundle:
     try:
         content = json.loads(manifest.read_text())
         version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise BundleError(f"{manifest}: format_version is {version}, this code reads 1")
+        bundle = Bundle(**content)
+    except BundleError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{manifest}: not a bundle manifest ({error})") from None
-    if version != FORMAT_VERSION:
-        raise BundleError(f"{manifest}: format_version is {version}, this code reads 1")
-    for name, expected in content["files"].items():
+    for name, expected in bundle.files.items():
         path = directory / name
         if path.parent != directory or not path.is_file():
             raise BundleError(f"{path}: named by {MANIFEST}, but missing")
         if sha256(path) != expected:
             raise BundleError(f"{path}: its SHA-256 is not the one in {MANIFEST}")
-    return Bundle(**content)
+    return bundle
 
 
 def sha256(path: Path) -> str:

@@ -149,7 +149,7 @@ def available_cpus() -> int:
 
 
 def set_up_worker() -> None:
-    """Runs in every worker process of a cluster that this module started.
+    """Runs in every worker process of the job.
 
     Ray's State API looks for a cluster among all processes of the machine, and gives up in Ray
     Train's helpers where it finds two, unless it is told which one is meant.
@@ -167,71 +167,6 @@ def set_up_worker_without_dashboard() -> None:
     ends with the job needs no cleaning.
     """
     os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"
-    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-    logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def check_planned(config: ClusterConfig, demand: Demand) -> None:
-    """Refuses what a cluster that is yet to be started will have no room for.
-
-    An existing cluster is asked when it is joined; whether there are GPUs is known to Ray alone.
-
-    Raises:
-        UserError: If a worker finds no place.
-    """
-    if config.mode == "existing" or demand.gpus_per_worker:
-        return
-    num_nodes = config.num_nodes if config.mode == "simulated" else 1
-    demand.check([{"CPU": config.num_cpus or available_cpus()}] * num_nodes)
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux only.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def set_up_worker() -> None:
-    """Runs in every worker process of a cluster that this module started."""
-    import ray
-
-    # Ray's State API looks for a cluster among all processes of the machine, and fails in Ray
-    # Train's helpers where there are two, unless it is told which one is meant.
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    # The dashboard serves that API. Without it, Ray Train's placement group cleaner warns every
-    # second; but a cluster that ends with the job needs no cleaning.
-    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-    logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def check_planned(config: ClusterConfig, demand: Demand) -> None:
-    """Refuses what a cluster that is yet to be started will have no room for.
-
-    An existing cluster is asked when it is joined; whether there are GPUs is known to Ray alone.
-
-    Raises:
-        UserError: If a worker finds no place.
-    """
-    if config.mode == "existing" or demand.gpus_per_worker:
-        return
-    num_nodes = config.num_nodes if config.mode == "simulated" else 1
-    demand.check([{"CPU": config.num_cpus or available_cpus()}] * num_nodes)
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux only.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def quiet_without_dashboard() -> None:
-    """Runs in every worker process of a cluster without a dashboard.
-
-    The dashboard serves the State API; without it, Ray Train's placement group cleaner warns every
-    second that it cannot ask, although a cluster that ends with the job needs no cleaning.
-    """
     name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -254,6 +189,7 @@ def _ensure_token(config: ClusterConfig) -> None:
 def _start_local(config: ClusterConfig) -> None:
     import ray
 
+    _use_loopback(True)
     # `address="local"`: without it Ray joins whatever cluster it finds on this machine.
     hook = WORKER_SETUP if config.dashboard else WORKER_SETUP_WITHOUT_DASHBOARD
     ray.init(
@@ -263,6 +199,17 @@ def _start_local(config: ClusterConfig) -> None:
         runtime_env={"worker_process_setup_hook": hook},
         logging_level=logging.WARNING,
     )
+
+
+def _use_loopback(on: bool) -> None:
+    """Keeps Ray's ports off the network, or not.
+
+    Ray replaces `127.0.0.1`, wherever it is given, by the machine's address, and listens on all
+    interfaces; not so where it takes clusters of many machines to be impossible, as on macOS.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = not on
 
 
 def start_nodes(num_cpus: Sequence[int]) -> "Cluster":
@@ -290,6 +237,7 @@ def _simulate(config: ClusterConfig) -> "Cluster":
     import ray
 
     num_cpus = config.num_cpus or available_cpus()
+    _use_loopback(True)
     cluster = start_nodes([num_cpus] * config.num_nodes)
     try:
         ray.init(
@@ -316,8 +264,15 @@ def _join(config: ClusterConfig, package: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cluster.address={address}: no cluster answers there ({reason})") from None
-    modules = [Path(str(importlib.import_module(m).__file__)).parent for m in (package, "ray_shared")]
-    runtime_env: dict[str, Any] = {"py_modules": [str(m) for m in modules]}
+    # A cluster that listens on the loopback interface only is on this machine, and simulated.
+    _use_loopback(host in ("127.0.0.1", "localhost") and not _open_to_network(int(port)))
+    modules = [
+        Path(str(importlib.import_module(m).__file__)).parent for m in (package, "ray_shared")
+    ]
+    runtime_env: dict[str, Any] = {
+        "py_modules": [str(m) for m in modules],
+        "worker_process_setup_hook": WORKER_SETUP,
+    }
     if config.install:
         runtime_env["pip"] = _third_party(package)
     try:
@@ -327,6 +282,17 @@ def _join(config: ClusterConfig, package: str) -> None:
             f"cluster.address={address}: the cluster refused the connection: check its version "
             f"({ray.__version__} here), the token, and that this machine is one of its nodes"
         ) from error
+
+
+def _open_to_network(port: int) -> bool:
+    from ray._private.services import node_ip_address_from_perspective
+
+    try:
+        address = (node_ip_address_from_perspective(), port)
+        socket.create_connection(address, timeout=PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _third_party(package: str) -> list[str]:

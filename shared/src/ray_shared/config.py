@@ -28,6 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
@@ -87,7 +88,9 @@ def main(
                     sys.exit(code)  # Whoever interrupts a sweep means all of it.
                 exit_codes.append(code)
 
-            hydra_main(version_base="1.3", config_path=f"pkg://{conf}", config_name="config")(task)()
+            hydra_main(version_base="1.3", config_path=f"pkg://{conf}", config_name="config")(
+                task
+            )()
             sys.exit(max(exit_codes))
 
         # The name in the traceback of `python -m` and in console scripts stays that of the job.
@@ -134,8 +137,7 @@ def compose(
                     for each in _override_keys(key, override.value()):
                         _check_key(each, schema, groups)
             cfg = hydra_compose(config_name, overrides=overrides)
-            for override in parsed:
-                _check_choice(override)
+            _check_choices([o for o in parsed if o.key_or_group in groups], config_name, overrides)
         except UserError:
             raise
         except MissingConfigException as error:
@@ -217,13 +219,15 @@ def _override_keys(key: str, value: object) -> Iterator[str]:
             yield from _override_keys(f"{key}.{name}", inner)
 
 
-def _check_choice(override: Override) -> None:
+def _check_choices(choices: list[Override], config_name: str, overrides: list[str]) -> None:
     """Refuses `group=choice` without such a file; Hydra itself skips it in an optional group."""
-    group, choice = override.key_or_group, override.value()
-    options = GlobalHydra.instance().config_loader().get_group_options(group)
-    plain = choice is None or (isinstance(choice, str) and "/" not in choice)
-    if options and plain and not override.is_delete() and choice not in options:
-        check(False, group, choice, f"one of {', '.join(options)}")
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults
+    loaded = {default.config_path for default in defaults}
+    for override in choices:
+        group, choice = override.key_or_group, override.value()
+        ok = not isinstance(choice, str) or override.is_delete() or f"{group}/{choice}" in loaded
+        check(ok, group, choice, f"one of {', '.join(loader.get_group_options(group))}")
 
 
 def _check_key(key: str, schema: Any, groups: set[str]) -> None:
@@ -278,7 +282,7 @@ def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int
         with _sigterm_interrupts():
             job(config, report)
     except UserError as error:
-        logger.error("error: %s", error)  # noqa: TRY400 - the user's mistake needs no traceback
+        logger.error("error: %s", error)
         return EXIT_USER
     except (KeyboardInterrupt, SystemExit) as error:
         # Ray Train answers Ctrl-C inside `fit()` with `sys.exit(0)`: still not a job that is done.

@@ -5,7 +5,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -73,7 +73,10 @@ def versions(project: str) -> dict[str, str]:
         required = ["ray"]
     for requirement in required:
         name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
-        if "extra ==" not in requirement:
+        if "extra ==" in requirement:
+            continue
+        # A requirement for another platform is not installed.
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
 

@@ -63,4 +63,3 @@ def record_run(directory: Storage, locked: dict[str, Any]) -> None:
     record = directory.child(RECORD)
     if not record.exists():
         record.write_bytes(json.dumps(locked, indent=2).encode())
-

@@ -64,7 +64,9 @@ class Job:
         """What the run has reported so far (`metrics.jsonl`)."""
         return read_events(self.output_dir / "metrics.jsonl")
 
-    def wait_for_event(self, match: Callable[[Event], bool], timeout_s: float = DEADLINE_S) -> Event:
+    def wait_for_event(
+        self, match: Callable[[Event], bool], timeout_s: float = DEADLINE_S
+    ) -> Event:
         """Waits for the first event that matches; fails at once if the job ends without it."""
 
         def look() -> Event | None:
@@ -75,7 +77,10 @@ class Job:
             self.remember_family()
             return found
 
-        event: Event = wait_for(look, "such event", timeout_s)
+        try:
+            event: Event = wait_for(look, "such event", timeout_s)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; the job's output:\n{self.output()}") from None
         return event
 
     def workers(self) -> list[dict[str, Any]]:
@@ -200,14 +205,18 @@ def many_nodes(num_cpus: Sequence[int]) -> Iterator["Cluster"]:
 
 
 def drain_node(cluster: "Cluster", node_id: str, deadline_s: int) -> None:
-    """Announces a preemption, as a cloud does before it takes a spot machine away."""
-    ray = Path(sys.executable).with_name("ray")
-    command = [
-        *(str(ray), "drain-node", "--address", cluster.address, "--node-id", node_id),
-        *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away by a test"),
-        *("--deadline-remaining-seconds", str(deadline_s)),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    """Announces a preemption, as a cloud does before it takes a spot machine away.
+
+    The same call as `ray drain-node`, which would not find a cluster on the loopback interface.
+    """
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_ms = int((time.time() + deadline_s) * 1000)
+    client = GcsClient(address=cluster.address)
+    accepted, why = client.drain_node(node_id, reason, "taken away by a test", deadline_ms)
+    assert accepted, why
 
 
 class S3Server:

@@ -73,7 +73,10 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray's hook: one worker or more failed."""
-        errors = {rank: str(e).strip().splitlines()[-1] for rank, e in worker_exceptions.items()}
+        errors = {
+            rank: (str(e).strip() or repr(e)).splitlines()[-1]
+            for rank, e in worker_exceptions.items()
+        }
         self.log({"event": "failure", "errors": errors})
 
     def log(self, event: Event) -> None:
@@ -232,4 +235,3 @@ def _numbers(event: Event) -> dict[str, float]:
     kinds = (int, float)
     skip = ("time", "step")
     return {k: float(v) for k, v in event.items() if isinstance(v, kinds) and k not in skip}
-

@@ -77,7 +77,10 @@ def train_step(
         last = i == len(group) - 1
         hold_back = isinstance(model, DistributedDataParallel) and not last
         with model.no_sync() if hold_back else contextlib.nullcontext():
-            x, y = normalize(images, normalization.mean, normalization.std, device), labels.to(device)
+            x, y = (
+                normalize(images, normalization.mean, normalization.std, device),
+                labels.to(device),
+            )
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 logits = model(x)
             losses = F.cross_entropy(logits.float(), y, reduction="sum")

@@ -87,9 +87,12 @@ def run(config: Config, report: Report) -> None:
         train_loop_config={"config": config, "run_dir": run_dir},
         datasets={"train": data.ray_dataset(config.data)} if config.data.loader == "ray" else None,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(scaling.min_workers, scaling.num_workers) if elastic else scaling.num_workers,
+            num_workers=(scaling.min_workers, scaling.num_workers)
+            if elastic
+            else scaling.num_workers,
             use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+            resources_per_worker={"CPU": scaling.cpus_per_worker}
+            | ({"GPU": 1} if scaling.use_gpu else {}),
             elastic_resize_monitor_interval_s=scaling.resize_check_s,
         ),
         run_config=ray.train.RunConfig(

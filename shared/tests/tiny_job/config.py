@@ -1,0 +1,37 @@
+"""The schema of the tiny job."""
+
+from dataclasses import dataclass
+
+from ray_shared.errors import check
+from ray_shared.groups import ClusterConfig
+
+
+@dataclass
+class TrainConfig:
+    """How to train."""
+
+    epochs: int
+    lr: float
+    shuffle: bool
+    clip_norm: float | None
+    eval_epochs: int
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
+
+
+@dataclass
+class ModelConfig:
+    """What to train."""
+
+    width: int
+
+
+@dataclass
+class Config:
+    """The whole configuration."""
+
+    action: str
+    cluster: ClusterConfig
+    model: ModelConfig
+    train: TrainConfig

@@ -1,0 +1,95 @@
+"""A copied starter is complete, stands alone, and passes its own `nox`."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from .repository import PROJECTS, ROOT, nox, package
+
+NAME = next(iter(PROJECTS))
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("starter") / "my-train"
+    done = nox("-s", "new", "--", NAME, str(target))
+    assert done.returncode == 0, done.stdout
+    return target
+
+
+def content(starter: Path) -> dict[str, Path]:
+    paths = [p for p in starter.rglob("*") if p.is_file() and ".git" not in p.parts]
+    return {path.relative_to(starter).as_posix(): path for path in paths}
+
+
+def test_starter_has_every_file_it_needs(starter: Path) -> None:
+    project = package(ROOT / PROJECTS[NAME])
+    needed = {
+        *("README.md", "LICENSE", ".gitignore", ".pre-commit-config.yaml", "noxfile.py"),
+        *("pyproject.toml", "requirements.lock", ".github/workflows/ci.yml"),
+        *(f"src/{project}/__main__.py", f"src/{project}/conf/config.yaml"),
+        *("benchmarks/compare.py", "tests/conftest.py"),
+        *("shared/pyproject.toml", "shared/src/ray_shared/cluster.py"),
+    }
+    assert needed - content(starter).keys() == set()
+
+
+def test_starter_has_nothing_that_was_made_by_use(starter: Path) -> None:
+    made = [n for n in content(starter) if "__pycache__" in n or "egg-info" in n or "runs/" in n]
+    assert made == []
+
+
+def test_nothing_in_the_starter_points_back(starter: Path) -> None:
+    for name, path in content(starter).items():
+        assert not path.is_symlink(), name
+        lines = path.read_text(errors="ignore").splitlines()
+        if "tests" not in Path(name).parts:  # Tests try bad paths.
+            assert [x for x in lines if "../" in x and "nox -s new" not in x] == [], name
+        assert not any(str(ROOT) in line for line in lines), name
+
+
+def test_starters_noxfile_has_the_project_alone(starter: Path) -> None:
+    listed = nox("-l", cwd=starter).stdout
+    assert f"* {NAME} ->" in listed
+    assert "contracts" not in listed
+    assert "- new ->" not in listed
+    assert '": "."' in (starter / "noxfile.py").read_text()
+
+
+def test_starters_workflow_calls_only_what_there_is(starter: Path) -> None:
+    workflow = (starter / ".github/workflows/ci.yml").read_text()
+    assert "nox -s faults" in workflow
+    assert "contracts" not in workflow
+
+
+def test_starters_pyproject_has_project_and_tools(starter: Path) -> None:
+    described = tomllib.loads((starter / "pyproject.toml").read_text())
+    assert described["project"]["name"] == f"ray-ref-{NAME}"
+    assert {"setuptools", "ruff", "pytest", "mypy"} <= described["tool"].keys()
+
+
+def test_new_refuses_a_path_that_is_taken(tmp_path: Path) -> None:
+    done = nox("-s", "new", "--", NAME, str(tmp_path))
+    assert done.returncode == 1
+    assert "exists already" in done.stdout
+
+
+def test_new_refuses_a_path_inside_the_repository() -> None:
+    done = nox("-s", "new", "--", NAME, "projects/my-train")
+    assert done.returncode == 1
+    assert "inside this repository" in done.stdout
+    assert not (ROOT / "projects/my-train").exists()
+
+
+def test_new_refuses_an_unknown_project(tmp_path: Path) -> None:
+    done = nox("-s", "new", "--", "torch-dpp-train", str(tmp_path / "my-train"))
+    assert done.returncode == 1
+    assert f"must be one of {', '.join(PROJECTS)}" in done.stdout
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(2700)
+def test_starter_passes_its_own_nox(starter: Path) -> None:
+    done = nox(cwd=starter, timeout_s=2600)
+    assert done.returncode == 0, done.stdout[-5000:]
