@@ -52,7 +52,6 @@ def refusal(config: ClusterConfig, demand: Demand, report: Report) -> tuple[str,
     return str(caught.value), time.monotonic() - started
 
 
-
 def test_joined_cluster_gets_the_packages_and_goes_on_afterwards(
     running_cluster: Any, report: Report
 ):

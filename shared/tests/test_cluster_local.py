@@ -194,7 +194,7 @@ def test_signal_inside_the_cluster_leaves_no_process(
     start: StartJob, mode: str, signum: signal.Signals, code: int
 ):
     with start("action=wait_connected", f"cluster={mode}", "cluster.num_cpus=1") as job:
-        wait_for(lambda: "ready" in job.output(), "cluster", 60)
+        wait_for(lambda: "the job waits" in job.output(), "cluster", 60)
         job.remember_family()
         # Ctrl-C in a terminal reaches every process of the group, not only the job.
         group = signum == signal.SIGINT
@@ -206,7 +206,7 @@ def test_signal_inside_the_cluster_leaves_no_process(
 
 def test_exception_inside_the_cluster_leaves_no_process(start: StartJob):
     with start("action=raise_connected", "cluster.num_cpus=1") as job:
-        wait_for(lambda: job.remember_family() or "ready" in job.output(), "cluster", 60)
+        wait_for(lambda: job.remember_family() or "the job breaks" in job.output(), "cluster", 60)
         finished(job, 1)
     assert job.result()["error"].startswith("RuntimeError: the job broke")
 

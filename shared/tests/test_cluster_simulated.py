@@ -12,7 +12,6 @@ from ray_shared import cluster
 from ray_shared.cluster import Demand
 from ray_shared.groups import ClusterConfig
 from ray_shared.report import Report
-from ray_shared.testing import wait_for
 
 from .test_cluster_local import (
     cluster_id,
@@ -43,10 +42,6 @@ def simulated(ray_tmpdir: Path, report: Report) -> Iterator[Any]:
         yield handle
 
 
-def alive() -> int:
-    return sum(node["Alive"] for node in ray.nodes())
-
-
 def test_every_node_is_alive_with_its_cpus(simulated: Any, report: Report):
     assert [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"]] == [1, 1]
     assert report.resources["CPU"] == 2
@@ -62,10 +57,3 @@ def test_client_without_the_token_is_refused(simulated: Any, token: str | None):
 
 def test_nothing_listens_beyond_the_loopback_interface(simulated: Any):
     assert listening_beyond_loopback([psutil.Process(), *family()]) == []
-
-
-def test_removed_node_is_no_longer_alive(simulated: Any):
-    node = simulated.add_node(num_cpus=1, node_ip_address="127.0.0.1")
-    wait_for(lambda: alive() == 3, "third node", 30)
-    simulated.remove_node(node, allow_graceful=False)
-    wait_for(lambda: alive() == 2, "end of the third node", 30)

@@ -130,13 +130,16 @@ def test_cfg_job_refuses_a_wrong_key_too(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("signum", "code", "reason"),
-    [(signal.SIGTERM, 143, "interrupted by SIGTERM"), (signal.SIGINT, 130, "interrupted by Ctrl-C")],
+    [
+        (signal.SIGTERM, 143, "interrupted by SIGTERM"),
+        (signal.SIGINT, 130, "interrupted by Ctrl-C"),
+    ],
 )
 def test_signal_ends_the_job_with_its_exit_code_and_a_failed_result(
     start: StartJob, signum: signal.Signals, code: int, reason: str
 ):
     with start("action=wait") as job:
-        wait_for(lambda: "ready" in job.output(), "start of the job", 30)
+        wait_for(lambda: "the job waits" in job.output(), "start of the job", 30)
         job.process.send_signal(signum)
         assert job.wait(10) == code
     assert (job.result()["status"], job.result()["error"]) == ("failed", reason)
@@ -148,7 +151,7 @@ def test_signal_ends_the_whole_sweep(tmp_path: Path):
     log = tmp_path / "sweep" / "0" / "tiny_job.log"
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
         try:
-            wait_for(lambda: _has_text(log, "ready"), "start of the job", 30)
+            wait_for(lambda: _has_text(log, "the job waits"), "start of the job", 30)
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 143
         finally:

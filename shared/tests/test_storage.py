@@ -191,7 +191,9 @@ def test_s3_retries_survive_pickling(bucket: S3Server):
 
 def test_s3_without_our_retries_is_lost_in_that_outage(bucket: S3Server):
     """Proves that the outage of these tests is one that pyarrow's own default loses."""
-    plain = fs.S3FileSystem(endpoint_override=bucket.endpoint.removeprefix("http://"), scheme="http")
+    plain = fs.S3FileSystem(
+        endpoint_override=bucket.endpoint.removeprefix("http://"), scheme="http"
+    )
     failed = threading.Event()
 
     def write() -> None:

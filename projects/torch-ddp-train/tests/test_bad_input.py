@@ -1,4 +1,4 @@
-"""A user's mistake: exit code 2, one sentence, no traceback, no Ray, nothing left in the storage."""
+"""A user's mistake: exit code 2, one sentence, no Ray, nothing left in the storage."""
 
 import json
 from pathlib import Path
@@ -75,9 +75,7 @@ def test_missing_cluster_is_refused(start: StartJob):
     assert job.output().strip() == sentence
 
 
-def test_more_workers_than_cpus_are_refused_without_starting_ray(
-    start: StartJob, ray_tmpdir: Path
-):
+def test_more_workers_than_cpus_are_refused_without_starting_ray(start: StartJob, ray_tmpdir: Path):
     sessions = list(ray_tmpdir.rglob("session_*"))
     with start("scaling.num_workers=9", "cluster.num_cpus=4") as job:
         assert job.wait(15) == 2

@@ -41,7 +41,9 @@ def test_restore_brings_back_weights_optimizer_position_and_generators(
     found = ckpt.restore(checkpoint, other, other_optimizer, rank=0, device=CPU)
     assert found == position
     assert torch.equal(torch.rand(4), drawn)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
     assert torch.equal(
         optimizer.state_dict()["state"][0]["exp_avg"],
         other_optimizer.state_dict()["state"][0]["exp_avg"],
@@ -74,9 +76,7 @@ def test_missing_file_is_damage(saved: Checkpoint, name: str):
 def test_newest_intact_passes_over_damaged_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     model, optimizer = network()
-    old, new = (
-        ckpt.save(model, optimizer, ckpt.Position(step=step), rank=0) for step in (1, 2)
-    )
+    old, new = (ckpt.save(model, optimizer, ckpt.Position(step=step), rank=0) for step in (1, 2))
     os.truncate(Path(new.path) / ckpt.WEIGHTS, 10)
     found, damaged = ckpt.newest_intact([new, old])
     assert found is old

@@ -248,9 +248,7 @@ def test_crash_while_writing_never_loses_the_checkpoint_before(start: StartJob, 
     assert steps(job) == ALL_STEPS
 
 
-def test_storage_that_is_gone_for_ten_seconds_costs_nothing(
-    start: StartJob, s3_server: S3Server
-):
+def test_storage_that_is_gone_for_ten_seconds_costs_nothing(start: StartJob, s3_server: S3Server):
     s3_server.create_bucket("runs")
     with start("storage.path=s3://runs/here", "run.name=outage", *COUNTED) as job:
         job.wait_for_event(step_reached(15))

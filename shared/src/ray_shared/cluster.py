@@ -13,13 +13,14 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray_shared.errors import UserError
 from ray_shared.groups import ClusterConfig
@@ -112,10 +113,12 @@ def connect(
         with report.timed("startup_s"):
             if config.mode == "existing":
                 _join(config, package)
-            elif config.mode == "simulated":
-                cluster = _simulate(config)
             else:
-                _start_local(config)
+                with _signals_wait():
+                    if config.mode == "simulated":
+                        cluster = _simulate(config)
+                    else:
+                        _start_local(config)
         report.resources = {k: v for k, v in ray.cluster_resources().items() if ":" not in k}
         if not config.autoscaling:
             demand.check([node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -226,7 +229,8 @@ def start_nodes(num_cpus: Sequence[int]) -> "Cluster":
     cluster = Cluster()
     try:
         for cpus in num_cpus:
-            cluster.add_node(num_cpus=cpus, node_ip_address="127.0.0.1")
+            # The dashboard takes another port where Ray's usual one is in use.
+            cluster.add_node(num_cpus=cpus, node_ip_address="127.0.0.1", dashboard_port=None)
     except BaseException:
         cluster.shutdown()
         raise
@@ -299,6 +303,39 @@ def _third_party(package: str) -> list[str]:
     """What the project's distribution requires, but the packages of this repository."""
     required = metadata.requires(f"ray-ref-{package.replace('_', '-')}") or []
     return [r for r in required if "extra ==" not in r and not re.match("ray-ref-", r)]
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back until Ray has started.
+
+    In the midst of it they would leave processes behind. Ray's own handler of SIGTERM stays out:
+    that of a node drains it for 30 seconds and hides which signal it was.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from ray._private import utils
+
+    came: list[int] = []
+    set_sigterm_handler = utils.set_sigterm_handler
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.signal(s, lambda signum, _: came.append(signum)) for s in signals}
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_sigterm_handler
+        for signum, handler in before.items():
+            # The default would end this process without its `finally` blocks.
+            default = signum == signal.SIGTERM and handler is signal.SIG_DFL
+            signal.signal(signum, _exit if default else handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def _exit(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a handler
+    sys.exit(signum)
 
 
 @contextmanager

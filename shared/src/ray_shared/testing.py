@@ -209,8 +209,8 @@ def drain_node(cluster: "Cluster", node_id: str, deadline_s: int) -> None:
 
     The same call as `ray drain-node`, which would not find a cluster on the loopback interface.
     """
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_ms = int((time.time() + deadline_s) * 1000)

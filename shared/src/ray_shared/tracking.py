@@ -74,7 +74,7 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray's hook: one worker or more failed."""
         errors = {
-            rank: (str(e).strip() or repr(e)).splitlines()[-1]
+            rank: f"{type(e).__name__}: {(str(e).strip() or 'no message').splitlines()[-1]}"
             for rank, e in worker_exceptions.items()
         }
         self.log({"event": "failure", "errors": errors})

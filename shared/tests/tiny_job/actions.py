@@ -32,7 +32,7 @@ class Actor:
 
 def wait(config: Config, report: Report) -> None:
     """Waits to be stopped."""
-    logger.info("ready")
+    logger.info("the job waits")
     time.sleep(60)
 
 
@@ -45,7 +45,7 @@ def wait_connected(config: Config, report: Report) -> None:
 def raise_connected(config: Config, report: Report) -> None:
     """Fails inside a cluster."""
     with connected(config, report):
-        logger.info("ready")
+        logger.info("the job breaks")
         raise RuntimeError("the job broke")
 
 

@@ -1,8 +1,5 @@
 """Trains a classifier on several workers: `python -m torch_ddp_train train.epochs=3`."""
 
-import importlib
-import threading
-
 from ray_shared import cluster, config, storage
 from ray_shared.report import Report
 from ray_shared.runs import check_run
@@ -32,16 +29,11 @@ def preflight(cfg: Config) -> None:
 @config.main(Config, "torch_ddp_train.conf", PROJECT, preflight)
 def main(cfg: Config, report: Report) -> None:
     """Connects to the cluster and trains."""
-    # Importing torch takes as long as starting Ray: side by side. A wrong key costs neither.
-    importing = threading.Thread(target=importlib.import_module, args=["torch_ddp_train.train"])
-    importing.start()
-    try:
-        with cluster.connect(cfg.cluster, demand(cfg), report, "torch_ddp_train"):
-            from torch_ddp_train import train
+    # Here, because torch takes two seconds to import, which a wrong key should not cost.
+    from torch_ddp_train import train
 
-            train.run(cfg, report)
-    finally:
-        importing.join()
+    with cluster.connect(cfg.cluster, demand(cfg), report, "torch_ddp_train"):
+        train.run(cfg, report)
 
 
 if __name__ == "__main__":

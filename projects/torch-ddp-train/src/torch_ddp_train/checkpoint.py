@@ -111,7 +111,7 @@ def newest_intact(checkpoints: list[Checkpoint]) -> tuple[Checkpoint | None, lis
     Returns:
         That checkpoint, or None; and a line for each damaged one before it.
     """
-    damaged = []
+    damaged: list[str] = []
     for checkpoint in checkpoints:
         wrong = damage(checkpoint)
         if wrong is None:

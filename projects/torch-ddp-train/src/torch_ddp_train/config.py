@@ -128,3 +128,18 @@ class Config:
         """What a resumed run must not change: with other values the old weights mean nothing."""
         seed = {"seed": self.train.seed}
         return {"data": asdict(self.data), "model": asdict(self.model), "train": seed}
+
+    def ray_train_environment(self) -> dict[str, str]:
+        """What Ray Train takes from the environment of the driver, and hands on to its workers."""
+        watch = self.cluster.mode != "local"
+        return {
+            # How often the controller looks after its workers. Reports, checkpoints and the end of
+            # the run wait for that look: with the default of 2 s, a fit of 9 s takes 17 s.
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self.scaling.start_timeout_s),
+            # Nobody takes the only machine of a local cluster away; the watcher is one process.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if watch else "0",
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(self.failure.preemption_check_s),
+            # Ray Train would print what workers print a second time.
+            "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        }

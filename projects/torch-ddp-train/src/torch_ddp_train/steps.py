@@ -75,12 +75,13 @@ def train_step(
     sums = torch.zeros(3, device=device)
     for i, (images, labels) in enumerate(group):
         last = i == len(group) - 1
-        hold_back = isinstance(model, DistributedDataParallel) and not last
-        with model.no_sync() if hold_back else contextlib.nullcontext():
-            x, y = (
-                normalize(images, normalization.mean, normalization.std, device),
-                labels.to(device),
-            )
+        with (
+            model.no_sync()
+            if isinstance(model, DistributedDataParallel) and not last
+            else contextlib.nullcontext()
+        ):
+            x = normalize(images, normalization.mean, normalization.std, device)
+            y = labels.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 logits = model(x)
             losses = F.cross_entropy(logits.float(), y, reduction="sum")

@@ -11,47 +11,36 @@ Source: https://docs.ray.io/en/releases-2.60.0/train/getting-started-pytorch.htm
 https://docs.ray.io/en/releases-2.60.0/train/user-guides/fault-tolerance.html
 """
 
-import dataclasses
-import logging
-import math
 import os
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
-from ray_shared.bundle import Bundle, write_bundle
-from ray_shared.report import Report, versions
+from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 from ray_shared.tracking import Tracker
-from safetensors.torch import save_file
-from torch import nn
 
 from torch_ddp_train import checkpoint as ckpt
 from torch_ddp_train import data, results
 from torch_ddp_train.config import PROJECT, Config
 from torch_ddp_train.model import build_model
-from torch_ddp_train.steps import (
-    Batch,
-    Normalization,
-    evaluate,
-    learning_rate,
-    micro_batches,
-    train_step,
+from torch_ddp_train.steps import Batch, learning_rate, micro_batches, train_step
+from torch_ddp_train.worker import (
+    Diverged,
+    PreemptionWatch,
+    Worker,
+    evaluate_split,
+    finite_sums,
+    quiet,
+    write_model_bundle,
 )
 
-# Ray Train looks after its workers every 2 s by default, and reports, checkpoints and the end of
-# the run wait for that look. It is read in the controller, on the driver's node.
-HEALTH_CHECK_INTERVAL_S = "0.1"
 UNRANKED = {"max": -1e30, "min": 1e30}
 """Score of a checkpoint inside an epoch, where nothing has been evaluated."""
 
@@ -62,17 +51,8 @@ def run(config: Config, report: Report) -> None:
     Raises:
         JobError: If the loss diverged or workers failed too often.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_INTERVAL_S)
-    start_timeout_s = str(config.scaling.start_timeout_s)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", start_timeout_s)
-    poll_s = str(config.failure.preemption_check_s)
-    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", poll_s)
-    if config.cluster.mode == "local":
-        # This machine is the cluster: nobody takes its node away, and the watcher is one process.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Ray Train prints what workers print a second time.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-
+    for variable, value in config.ray_train_environment().items():
+        os.environ.setdefault(variable, value)
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)
@@ -81,18 +61,18 @@ def run(config: Config, report: Report) -> None:
     tracker.start(report.config)
 
     scaling, checkpoint = config.scaling, config.checkpoint
-    elastic = scaling.min_workers is not None
+    num_workers: int | tuple[int, int] = scaling.num_workers
+    if scaling.min_workers is not None:  # Elastic: a pair of the fewest and the most.
+        num_workers = (scaling.min_workers, scaling.num_workers)
+    resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config={"config": config, "run_dir": run_dir},
         datasets={"train": data.ray_dataset(config.data)} if config.data.loader == "ray" else None,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(scaling.min_workers, scaling.num_workers)
-            if elastic
-            else scaling.num_workers,
+            num_workers=num_workers,
             use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker}
-            | ({"GPU": 1} if scaling.use_gpu else {}),
+            resources_per_worker=resources,
             elastic_resize_monitor_interval_s=scaling.resize_check_s,
         ),
         run_config=ray.train.RunConfig(
@@ -114,34 +94,6 @@ def run(config: Config, report: Report) -> None:
         with tracker.follow(results.show_progress):
             outcome = trainer.fit()
         results.finish(outcome, tracker, report)
-
-
-@dataclasses.dataclass
-class Worker:
-    """One worker's view of the training, handed from step to step."""
-
-    config: Config
-    rank: int
-    world_size: int
-    device: torch.device
-    images: data.Images
-    module: nn.Module
-    """The bare network."""
-    model: nn.Module
-    """The same network inside DistributedDataParallel (with one worker: the bare one)."""
-    optimizer: torch.optim.Optimizer
-    position: ckpt.Position
-    watch: "PreemptionWatch"
-    first_step_at: float | None = None
-    """Unix time at which this worker's first step was done."""
-
-    @property
-    def normalization(self) -> Normalization:
-        return Normalization(self.images.mean, self.images.std)
-
-
-class Diverged(Exception):
-    """The loss is no longer finite; raised on every rank at the same step."""
 
 
 def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
@@ -171,14 +123,6 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
     except Diverged:
         return {"stopped": "diverged", "step": worker.position.step}
     return finish(worker, loop["run_dir"])
-
-
-def quiet() -> None:
-    """Keeps two messages off the console that repeat and say nothing."""
-    # Ray Train logs every report at INFO, under the root logger.
-    logging.getLogger().setLevel(logging.WARNING)
-    # The strides differ in a dimension of size 1 only: the first layer has one input channel.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
 def set_up(config: Config) -> Worker:
@@ -293,7 +237,7 @@ def train_epoch(worker: Worker) -> dict[str, float]:
         after_step(worker, step_sums, lr)
         between_s += time.perf_counter() - stepped
     train_s = time.perf_counter() - started - between_s
-    loss_sum, correct, count = finite(worker, sums)
+    loss_sum, correct, count = finite_sums(sums)
     return {
         "lr": lr,
         "train_loss": loss_sum / count,
@@ -309,75 +253,16 @@ def after_step(worker: Worker, sums: torch.Tensor, lr: float) -> None:
     """What happens between two steps: a report, a checkpoint, a look for preempted nodes."""
     config, step = worker.config, worker.position.step
     if config.tracking.every_steps and step % config.tracking.every_steps == 0:
-        loss_sum, _, count = finite(worker, sums)
+        loss_sum, _, count = finite_sums(sums)
         event = {"event": "step", "step": step, "loss": loss_sum / count, "lr": lr}
         # Not in the background: the run may not get ahead of what it says.
         ray.train.report(event)
     due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
     preempted = worker.watch.look()
     if due or preempted:
-        finite(worker, sums)
+        finite_sums(sums)
         event = {"event": "checkpoint", "step": step, "preempted": preempted}
         save(worker, event | {"score": UNRANKED[config.checkpoint.mode]})
-
-
-class PreemptionWatch:
-    """Asks Ray about nodes that are about to be taken away, about every `interval_s` seconds.
-
-    The question is a barrier between the workers and costs a round trip, so it is not asked after
-    every step; and all workers must ask after the same steps, so none goes by its own clock: they
-    agree on the mean duration of a step and count steps.
-    """
-
-    def __init__(self, interval_s: float, device: torch.device):
-        self.interval_s = interval_s
-        self.device = device
-        self.steps_left = 1
-        self.steps = 0
-        self.since = time.perf_counter()
-
-    def look(self) -> bool:
-        """Called after every step; whether a node of this run is about to go."""
-        self.steps += 1
-        if self.steps < self.steps_left:
-            return False
-        preempted = ray.train.get_preemption_info() is not None
-        seconds = torch.tensor((time.perf_counter() - self.since) / self.steps, device=self.device)
-        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
-        self.steps_left = max(1, int(self.interval_s / seconds.item()))
-        self.steps = 0
-        self.since = time.perf_counter()
-        return preempted
-
-
-def finite(worker: Worker, sums: torch.Tensor) -> list[float]:
-    """Sums [loss, correct, images] over all workers; float [3].
-
-    Raises:
-        Diverged: If the loss is not finite, on every rank.
-    """
-    total = sums.clone()
-    dist.all_reduce(total)
-    if not math.isfinite(total[0].item()):
-        raise Diverged
-    return total.tolist()
-
-
-def evaluate_split(worker: Worker, name: str) -> dict[str, float]:
-    """Loss and accuracy over all images of a split, each weighing the same."""
-    started = time.perf_counter()
-    sums = evaluate(
-        worker.module,
-        worker.images.splits[name],
-        worker.normalization,
-        worker.device,
-        worker.rank,
-        worker.world_size,
-    )
-    dist.all_reduce(sums)
-    loss_sum, correct, count = sums.tolist()
-    eval_s = time.perf_counter() - started
-    return {f"{name}_loss": loss_sum / count, f"{name}_accuracy": correct / count, "eval_s": eval_s}
 
 
 def report_start(worker: Worker, damaged: list[str]) -> None:
@@ -438,23 +323,5 @@ def finish(worker: Worker, run_dir: Storage) -> dict[str, Any]:
     metrics = {"accuracy": test["test_accuracy"], "loss": test["test_loss"]}
     bundle_dir = run_dir.child("bundle")
     if worker.rank == 0:
-        with tempfile.TemporaryDirectory() as name:
-            save_file(worker.module.state_dict(), Path(name) / ckpt.WEIGHTS)
-            write_bundle(Path(name), describe(worker, metrics))
-            bundle_dir.upload(Path(name))
+        write_model_bundle(worker, metrics, bundle_dir)
     return metrics | {"best_epoch": best.metrics["epoch"], "bundle": bundle_dir.uri}
-
-
-def describe(worker: Worker, metrics: dict[str, float]) -> Bundle:
-    """The manifest of the model bundle."""
-    images = worker.images
-    return Bundle(
-        framework="torch",
-        task="classification",
-        features=[{"name": "image", "dtype": "uint8", "shape": list(images.shape)}],
-        classes=images.classes,
-        model=dataclasses.asdict(worker.config.model),
-        preprocessor={"mean": images.mean, "std": images.std},
-        metrics=metrics,
-        versions=versions(PROJECT),
-    )
