@@ -28,16 +28,20 @@ def everything_ends() -> Iterator[list[psutil.Process]]:
     assert [p for p in running(family()) if p not in before] == []
 
 
+def breaks(seen: list[psutil.Process]) -> None:
+    seen.extend(family())
+    assert sum(p.name() == "raylet" for p in seen) == 2
+    raise RuntimeError("broken")
+
+
 def test_exception_in_the_block_stops_every_node(ray_tmpdir: Path, tmp_path: Path):
     report = Report("tiny-job", tmp_path, {})
-    with everything_ends() as seen:
-        with (
-            pytest.raises(RuntimeError, match="broken"),
-            cluster.connect(SIMULATED, Demand(1, 1), report, "tiny_job"),
-        ):
-            seen.extend(family())
-            assert sum(p.name() == "raylet" for p in seen) == 2
-            raise RuntimeError("broken")
+    with (
+        everything_ends() as seen,
+        pytest.raises(RuntimeError, match="broken"),
+        cluster.connect(SIMULATED, Demand(1, 1), report, "tiny_job"),
+    ):
+        breaks(seen)
     assert report.timings.keys() == {"startup_s", "shutdown_s"}
 
 

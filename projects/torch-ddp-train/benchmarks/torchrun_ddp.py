@@ -1,7 +1,8 @@
 """The peer: a DDP training script for `torchrun`, in the manner of PyTorch's tutorial.
 
 Data, model, hyperparameters and number of steps are the project's; loop and default loader are the
-tutorial's: a data set that answers image by image, stacked by the DataLoader's default collation.
+tutorial's: a data set that answers image by image, normalized one by one and stacked by the
+DataLoader's default collation.
 It imports neither Ray nor Hydra; `compare.py` hands it the project's configuration as JSON.
 
     torchrun --nproc-per-node 2 torchrun_ddp.py --config config.json --out events.jsonl
@@ -14,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +30,44 @@ from torch_ddp_train.config import DataConfig, ModelConfig, TrainConfig
 from torch_ddp_train.model import build_model, normalize
 
 CPU = torch.device("cpu")
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Of images, uint8 [B, C, H, W], and labels, int64 [B]."""
+Batch = tuple[Tensor, Tensor]
+"""Normalized images, float32 [B, C, H, W], and labels, int64 [B]."""
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """One image at a time. The batch is normalized later, so that only collation differs."""
+    """One image at a time, made a float and normalized, as by torchvision's transforms."""
 
-    def __init__(self, split: data.Split):
+    def __init__(self, split: data.Split, mean: float, std: float):
         self.images = torch.from_numpy(split.images)
         self.labels = split.labels
+        self.mean, self.std = mean, std
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+        image = self.images[index].float().sub_(self.mean).div_(self.std)
+        return image, int(self.labels[index])
 
 
 class Loader:
     """This process's batches of a split: with the tutorial's loader, or with the project's."""
 
-    def __init__(self, kind: str, split: data.Split, config: TrainConfig):
-        self.kind, self.split, self.config = kind, split, config
+    def __init__(self, kind: str, images: data.Images, split: str, config: TrainConfig):
+        self.kind, self.images, self.config = kind, images, config
+        self.split = images.splits[split]
         if kind == "tutorial":
-            dataset = ImageDataset(split)
+            dataset = ImageDataset(self.split, images.mean, images.std)
             self.sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=config.seed)
             # Without worker processes: there is a process for each core already.
             self.loader = DataLoader(dataset, config.batch_size, sampler=self.sampler)
 
-    def epoch(self, epoch: int) -> Batches:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch, in an order of its own."""
         if self.kind == "tutorial":
             self.sampler.set_epoch(epoch)
-            return self.loader
+            yield from self.loader
+            return
         sampler = data.ShardSampler(
             num_samples=len(self.split.labels),
             batch_size=self.config.batch_size,
@@ -73,7 +78,9 @@ class Loader:
             epoch=epoch,
             offset=0,
         )
-        return data.torch_loader(self.split, sampler)
+        mean, std = self.images.mean, self.images.std
+        for images, labels in data.torch_loader(self.split, sampler):
+            yield normalize(images, mean, std, CPU), labels
 
 
 class Trainer:
@@ -82,8 +89,8 @@ class Trainer:
     def __init__(self, config: dict[str, Any], kind: str):
         self.config = TrainConfig(**config["train"])
         self.images = data.load(DataConfig(**config["data"]))
-        self.train_loader = Loader(kind, self.images.splits["train"], self.config)
-        self.val_loader = Loader(kind, self.images.splits["val"], self.config)
+        self.train_loader = Loader(kind, self.images, "train", self.config)
+        self.val_loader = Loader(kind, self.images, "val", self.config)
         torch.manual_seed(self.config.seed)
         model = ModelConfig(**config["model"])
         self.module = build_model(model, self.images.shape[0], len(self.images.classes))
@@ -107,16 +114,13 @@ class Trainer:
         progress = (done - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
-    def normalized(self, images: Tensor) -> Tensor:
-        return normalize(images, self.images.mean, self.images.std, CPU)
-
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Trains for one epoch; `train_s` covers the loop alone, as in the project."""
         self.model.train()
         sums = torch.zeros(2)
         started = time.perf_counter()
         for images, labels in self.train_loader.epoch(epoch):
-            loss = F.cross_entropy(self.model(self.normalized(images)), labels)
+            loss = F.cross_entropy(self.model(images), labels)
             self.optimizer.zero_grad()
             loss.backward()
             if self.config.clip_norm is not None:
@@ -141,7 +145,7 @@ class Trainer:
         self.model.eval()
         sums = torch.zeros(2)
         for images, labels in self.val_loader.epoch(0):
-            right = self.module(self.normalized(images)).argmax(1) == labels
+            right = self.module(images).argmax(1) == labels
             sums += torch.tensor([float(right.sum()), len(labels)])
         dist.all_reduce(sums)
         return float(sums[0] / sums[1])

@@ -73,11 +73,12 @@ def test_missing_file_is_damage(saved: Checkpoint, name: str):
     assert ckpt.damage(saved) == f"{name} is missing"
 
 
-def test_newest_intact_passes_over_damaged_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_damaged_checkpoints_before_a_whole_one_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     model, optimizer = network()
     old, new = (ckpt.save(model, optimizer, ckpt.Position(step=step), rank=0) for step in (1, 2))
     os.truncate(Path(new.path) / ckpt.WEIGHTS, 10)
-    found, damaged = ckpt.newest_intact([new, old])
-    assert found is old
-    assert damaged == [f"{Path(new.path).name}: {ckpt.WEIGHTS} is damaged"]
+    assert ckpt.damaged_first([new, old]) == [f"{Path(new.path).name}: {ckpt.WEIGHTS} is damaged"]
+    assert ckpt.damaged_first([old, new]) == []

@@ -117,7 +117,7 @@ def test_drained_node_gets_a_checkpoint_before_it_leaves(start: StartJob):
 
 def test_elastic_run_shrinks_and_grows_with_the_cluster(start: StartJob):
     options = [
-        "train.epochs=40",
+        "train.epochs=25",
         f"checkpoint.every_steps={CHECKPOINT_EVERY}",
         "tracking.every_steps=1",
         "scaling.min_workers=1",
@@ -139,12 +139,12 @@ def test_elastic_run_shrinks_and_grows_with_the_cluster(start: StartJob):
     assert steps_done_twice(job.events()) <= 2 * (CHECKPOINT_EVERY + 1)
     metrics = job.result()["metrics"]
     assert metrics["restarts"] == 2
-    assert metrics["epochs"] == 40
+    assert metrics["epochs"] == 25
     assert metrics["accuracy"] >= 0.97
 
 
 def test_truncated_newest_checkpoint_falls_back_to_the_one_before(start: StartJob, tmp_path: Path):
-    with start("run.name=cut", "train.epochs=3") as job:
+    with start("run.name=cut", "train.epochs=3", "checkpoint.every_epochs=1") as job:
         assert job.wait() == 0, job.output()
     newest = newest_checkpoint(tmp_path, "cut")
     os.truncate(newest / ckpt.WEIGHTS, 1000)
@@ -160,11 +160,11 @@ def test_truncated_newest_checkpoint_falls_back_to_the_one_before(start: StartJo
 def test_run_without_any_intact_checkpoint_is_not_silently_begun_anew(
     start: StartJob, tmp_path: Path
 ):
-    with start("run.name=cut", "train.epochs=2") as job:
+    with start("run.name=cut", "train.epochs=2", "checkpoint.every_epochs=1") as job:
         assert job.wait() == 0, job.output()
     for weights in (tmp_path / "runs" / "cut").glob(f"checkpoint_*/{ckpt.WEIGHTS}"):
         os.truncate(weights, 1000)
-    with start("run.name=cut", "train.epochs=3") as job:
+    with start("run.name=cut", "train.epochs=3", "checkpoint.every_epochs=1") as job:
         assert job.wait() == 1
     assert "no intact checkpoint to resume from" in job.output()
     assert "Traceback" not in job.output()
@@ -246,6 +246,18 @@ def test_crash_while_writing_never_loses_the_checkpoint_before(start: StartJob, 
     assert resumed["damaged"] == []
     assert steps_done_twice(job.events()) <= 2 * CHECKPOINT_EVERY + 1
     assert steps(job) == ALL_STEPS
+
+
+def test_checkpoint_after_the_last_step_of_an_epoch_is_resumed(start: StartJob):
+    # 20 steps an epoch, and no checkpoint with the epoch itself.
+    options = ["train.epochs=2", "checkpoint.every_epochs=0", "checkpoint.every_steps=20"]
+    with start(*options, "tracking.every_steps=1") as job:
+        job.wait_for_event(step_reached(24))
+        job.kill_worker(rank=0)
+        assert job.wait() == 0, job.output()
+    assert starts(job)[1]["step"] == 20
+    assert steps(job) == set(range(1, 41))
+    assert job.result()["metrics"]["epochs"] == 2
 
 
 def test_storage_that_is_gone_for_ten_seconds_costs_nothing(start: StartJob, s3_server: S3Server):

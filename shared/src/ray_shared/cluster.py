@@ -104,6 +104,9 @@ def connect(
     # CUDA_VISIBLE_DEVICES alone.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray runs workers at niceness 15. Where there are as many workers as cores, its own processes
+    # then interrupt them, and with them, at the next all-reduce, all the others.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     _ensure_token(config)
 
     import ray
@@ -321,7 +324,7 @@ def _signals_wait() -> Iterator[None]:
     set_sigterm_handler = utils.set_sigterm_handler
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {s: signal.signal(s, lambda signum, _: came.append(signum)) for s in signals}
-    utils.set_sigterm_handler = lambda handler: None
+    utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:

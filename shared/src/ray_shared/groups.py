@@ -4,6 +4,7 @@ The values live in the YAML files; here are the types, units and ranges. A range
 the configuration is converted to these objects, which `ray_shared.config` always does.
 """
 
+import importlib.util
 from dataclasses import dataclass
 
 from ray_shared.errors import UserError, check
@@ -158,4 +159,10 @@ class TrackingConfig:
         backends = ("jsonl", "tensorboard", "mlflow")
         ok = self.backend in backends
         check(ok, "tracking.backend", self.backend, f"one of {', '.join(backends)}")
+        needed = {"tensorboard": "tensorboardX", "mlflow": "mlflow"}.get(self.backend)
+        if needed is not None and importlib.util.find_spec(needed) is None:
+            raise UserError(
+                f"tracking={self.backend}: {needed} is not installed: "
+                f"pip install 'ray-ref-shared[{self.backend}]'"
+            )
         check(self.every_steps >= 0, "tracking.every_steps", self.every_steps, ">= 0")

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 from ray.train import Checkpoint, UserCallback
 
-from ray_shared.errors import UserError
 from ray_shared.groups import TrackingConfig
 from ray_shared.report import flat
 
@@ -121,8 +120,6 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
         for backend in list(self._backends):
             try:
                 action(backend)
-            except UserError:
-                raise
             except Exception as error:  # noqa: BLE001 - whatever breaks there, the run goes on
                 self._backends.remove(backend)
                 logger.warning("tracking with %s stopped: %s", type(backend).__name__, error)
@@ -153,10 +150,6 @@ class TensorBoard:
         self.directory = directory
 
     def start(self, params: dict[str, Any]) -> None:
-        try:
-            import tensorboardX  # noqa: F401
-        except ImportError:
-            raise UserError(_missing("tensorboard")) from None
         with self._writer() as writer:
             writer.add_text("params", json.dumps(params, indent=2, default=str))
 
@@ -211,10 +204,8 @@ class MLflow:
 
     def _client(self) -> Any:
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        try:
-            from mlflow import MlflowClient
-        except ImportError:
-            raise UserError(_missing("mlflow")) from None
+        from mlflow import MlflowClient
+
         return MlflowClient(tracking_uri=self.uri)
 
 
@@ -225,10 +216,6 @@ def read_events(path: Path) -> list[Event]:
     # The last line may still be being written.
     lines = path.read_text().split("\n")[:-1]
     return [json.loads(line) for line in lines]
-
-
-def _missing(extra: str) -> str:
-    return f"tracking={extra}: not installed: pip install 'ray-ref-shared[{extra}]'"
 
 
 def _numbers(event: Event) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from ray_shared import config
 from ray_shared.errors import JobError, UserError
 from ray_shared.report import Report
-
 from tiny_job.config import Config
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import ray
 from ray_shared import cluster
 from ray_shared.report import Report
-
 from tiny_job.config import Config
 
 logger = logging.getLogger(__name__)

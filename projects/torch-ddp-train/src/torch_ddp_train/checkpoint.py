@@ -48,7 +48,7 @@ def save(
     """
     directory = Path(tempfile.mkdtemp(prefix="checkpoint-", dir="."))
     if rank == 0:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / WEIGHTS)
+        save_weights(model, directory)
         torch.save(optimizer.state_dict(), directory / OPTIMIZER)
         (directory / POSITION).write_text(json.dumps(asdict(position)))
     torch.save(_random_state(), directory / f"random-{rank}.pt")
@@ -79,6 +79,11 @@ def restore(
         return Position(**json.loads((directory / POSITION).read_text()))
 
 
+def save_weights(model: nn.Module, directory: Path) -> None:
+    """Writes the weights alone, in the default layout: safetensors knows no channels last."""
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / WEIGHTS)
+
+
 def load_weights(checkpoint: Checkpoint, model: nn.Module, device: torch.device) -> None:
     """Loads only the weights."""
     with checkpoint.as_directory() as name:
@@ -105,19 +110,15 @@ def damage(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def newest_intact(checkpoints: list[Checkpoint]) -> tuple[Checkpoint | None, list[str]]:
-    """The first whole one of `checkpoints`, which come newest first.
-
-    Returns:
-        That checkpoint, or None; and a line for each damaged one before it.
-    """
+def damaged_first(checkpoints: list[Checkpoint]) -> list[str]:
+    """A line for each damaged checkpoint before the first whole one of `checkpoints`."""
     damaged: list[str] = []
     for checkpoint in checkpoints:
         wrong = damage(checkpoint)
         if wrong is None:
-            return checkpoint, damaged
+            break
         damaged.append(f"{Path(checkpoint.path).name}: {wrong}")
-    return None, damaged
+    return damaged
 
 
 def _random_state() -> dict[str, torch.Tensor]:

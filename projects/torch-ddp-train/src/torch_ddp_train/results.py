@@ -1,6 +1,7 @@
 """What a person sees of a run: progress lines, the final table, the learning curve."""
 
 import logging
+import math
 import statistics
 import traceback
 from collections.abc import Iterator
@@ -35,10 +36,10 @@ def show_progress(event: Event) -> None:
             "epoch %3d  step %5d  loss %.4f  val_loss %.4f  val_accuracy %.4f  %6.0f samples/s",
             event["epoch"],
             event["step"],
-            event["train_loss"],
+            event.get("train_loss", math.nan),
             event["val_loss"],
             event["val_accuracy"],
-            event["samples_per_s"],
+            event.get("samples_per_s", math.nan),
         )
     elif kind == "start":
         for line in event["damaged"]:
@@ -104,8 +105,8 @@ def summarize(events: list[Event]) -> dict[str, Any]:
     """Counts and rates of a run, from its events."""
     starts = [e for e in events if e["event"] == "start"]
     epochs = [e for e in events if e["event"] == "epoch"]
-    # The first epoch of an attempt warms up: caches, buckets, threads.
-    warm = [e["samples_per_s"] for e in epochs[1:]] or [e["samples_per_s"] for e in epochs]
+    rates = [e["samples_per_s"] for e in epochs if "samples_per_s" in e]
+    warm = rates[1:] or rates  # The first epoch warms up: caches, buckets, threads.
     return {
         "epochs": max((e["epoch"] for e in epochs), default=0),
         "steps": max((e["step"] for e in events if "step" in e), default=0),
@@ -127,7 +128,12 @@ def plot(events: list[Event], directory: Path) -> Path:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for ax, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split in ("train", "val"):
-            ax.plot(x, [e[f"{split}_{metric}"] for _, e in epochs], marker=".", label=split)
+            ax.plot(
+                x,
+                [e.get(f"{split}_{metric}", math.nan) for _, e in epochs],
+                marker=".",
+                label=split,
+            )
         ax.set_xlabel("epoch")
         ax.set_ylabel(metric)
         ax.grid(alpha=0.3)

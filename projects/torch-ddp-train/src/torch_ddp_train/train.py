@@ -32,8 +32,8 @@ from torch_ddp_train.config import PROJECT, Config
 from torch_ddp_train.model import build_model
 from torch_ddp_train.steps import Batch, learning_rate, micro_batches, train_step
 from torch_ddp_train.worker import (
-    Diverged,
     PreemptionWatch,
+    Stop,
     Worker,
     evaluate_split,
     finite_sums,
@@ -42,7 +42,7 @@ from torch_ddp_train.worker import (
 )
 
 UNRANKED = {"max": -1e30, "min": 1e30}
-"""Score of a checkpoint inside an epoch, where nothing has been evaluated."""
+"""Score of a checkpoint without a metric: inside an epoch nothing has been evaluated."""
 
 
 def run(config: Config, report: Report) -> None:
@@ -109,19 +109,17 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
     config: Config = loop["config"]
     quiet()
     worker = set_up(config)
-    damaged = resume(worker)
-    if damaged and worker.position.step == 0:
-        return {"stopped": "damaged", "damaged": damaged}
-    report_start(worker, damaged)
     try:
+        resume(worker)
+        report_start(worker)
         while worker.position.epoch < config.train.epochs:
             metrics = train_epoch(worker)
             metrics |= evaluate_split(worker, "val")
             worker.position.epoch += 1
             worker.position.offset = 0
             report_epoch(worker, metrics)
-    except Diverged:
-        return {"stopped": "diverged", "step": worker.position.step}
+    except Stop as stop:
+        return {"stopped": stop.reason, "step": worker.position.step, "damaged": worker.damaged}
     return finish(worker, loop["run_dir"])
 
 
@@ -146,30 +144,31 @@ def set_up(config: Config) -> Worker:
     )
 
 
-def resume(worker: Worker) -> list[str]:
-    """Loads the newest intact checkpoint of the run, if there is one.
+def resume(worker: Worker) -> None:
+    """Loads the newest intact checkpoint of the run, if it has checkpoints.
 
-    Returns:
-        A line for each damaged checkpoint that was passed over.
+    Raises:
+        Stop: If it has, but none is intact.
     """
     newest = ray.train.get_checkpoint()
     if newest is None:
-        return []
+        return
     reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
     older = sorted(reported, key=lambda r: r.metrics["step"], reverse=True)
     checkpoints = [newest, *(r.checkpoint for r in older if r.checkpoint.path != newest.path)]
-    # One rank looks; all must take the same.
-    found = ckpt.newest_intact(checkpoints) if worker.rank == 0 else (None, [])
-    chosen, damaged = broadcast_from_rank_zero((found[0].path if found[0] else None, found[1]))
-    for checkpoint in checkpoints:
-        if checkpoint.path == chosen:
-            worker.position = ckpt.restore(
-                checkpoint, worker.module, worker.optimizer, worker.rank, worker.device
-            )
+    # One rank looks, and all take the same.
+    if worker.rank == 0:
+        worker.damaged = ckpt.damaged_first(checkpoints)
+    num_damaged = broadcast_from_rank_zero(len(worker.damaged))
+    if num_damaged == len(checkpoints):
+        raise Stop("damaged")
+    chosen = checkpoints[num_damaged]
+    worker.position = ckpt.restore(
+        chosen, worker.module, worker.optimizer, worker.rank, worker.device
+    )
     if worker.config.data.loader == "ray":
         # Ray Data cannot start in the middle: the interrupted epoch begins anew.
         worker.position.offset = 0
-    return damaged
 
 
 def epoch_batches(worker: Worker) -> Iterator[Batch]:
@@ -204,10 +203,11 @@ def train_epoch(worker: Worker) -> dict[str, float]:
     """Trains to the end of the current epoch.
 
     Returns:
-        Metrics over all workers, and this worker's seconds.
+        Metrics over all workers, and this worker's seconds. Nothing, if the run resumes from a
+        checkpoint that was taken after the last step of the epoch.
 
     Raises:
-        Diverged: If the loss is not finite.
+        Stop: If the loss is not finite.
     """
     train, position = worker.config.train, worker.position
     epoch_size = len(worker.images.splits["train"].labels)
@@ -238,6 +238,8 @@ def train_epoch(worker: Worker) -> dict[str, float]:
         between_s += time.perf_counter() - stepped
     train_s = time.perf_counter() - started - between_s
     loss_sum, correct, count = finite_sums(sums)
+    if count == 0:
+        return {}
     return {
         "lr": lr,
         "train_loss": loss_sum / count,
@@ -265,26 +267,18 @@ def after_step(worker: Worker, sums: torch.Tensor, lr: float) -> None:
         save(worker, event | {"score": UNRANKED[config.checkpoint.mode]})
 
 
-def report_start(worker: Worker, damaged: list[str]) -> None:
+def report_start(worker: Worker) -> None:
     """Tells the driver who trains, and from where."""
-    position = worker.position
-    me = {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
-    ray.train.report(
-        {
-            "event": "start",
-            "step": position.step,
-            "epoch": position.epoch,
-            "num_workers": worker.world_size,
-            "damaged": damaged,
-            "worker": {"rank": worker.rank, **me},
-        }
-    )
+    event = {"event": "start", "step": worker.position.step, "epoch": worker.position.epoch}
+    event |= {"num_workers": worker.world_size, "damaged": worker.damaged}
+    node = ray.get_runtime_context().get_node_id()
+    ray.train.report(event | {"worker": {"rank": worker.rank, "pid": os.getpid(), "node": node}})
 
 
 def report_epoch(worker: Worker, metrics: dict[str, float]) -> None:
     """Reports an epoch, with a checkpoint if one is due."""
     config, position = worker.config.checkpoint, worker.position
-    score = metrics[config.metric]
+    score = metrics.get(config.metric, UNRANKED[config.mode])
     better = max if config.mode == "max" else min
     best = position.best_metric
     position.best_metric = score if best is None else better(best, score)

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from ray_shared.bundle import Bundle, write_bundle
 from ray_shared.report import versions
 from ray_shared.storage import Storage
-from safetensors.torch import save_file
 from torch import nn
 
 from torch_ddp_train import checkpoint as ckpt
@@ -45,6 +44,8 @@ class Worker:
     watch: "PreemptionWatch"
     first_step_at: float | None = None
     """Unix time at which this worker's first step was done."""
+    damaged: list[str] = dataclasses.field(default_factory=list)
+    """On rank 0: a line for each damaged checkpoint that was passed over."""
 
     @property
     def normalization(self) -> Normalization:
@@ -52,8 +53,13 @@ class Worker:
         return Normalization(self.images.mean, self.images.std)
 
 
-class Diverged(Exception):  # noqa: N818 - the field's term; no error of the program
-    """The loss is no longer finite; raised on every rank at the same step."""
+class Stop(Exception):  # noqa: N818 - an end of the training, not an error of the program
+    """Training cannot go on; raised on every rank at the same step."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+        """`diverged` or `damaged`."""
 
 
 class PreemptionWatch:
@@ -89,12 +95,12 @@ def finite_sums(sums: torch.Tensor) -> list[float]:
     """Sums [loss, correct, images] over all workers; float [3].
 
     Raises:
-        Diverged: If the loss is not finite, on every rank.
+        Stop: If the loss is not finite, on every rank.
     """
     total = sums.clone()
     dist.all_reduce(total)
     if not math.isfinite(total[0].item()):
-        raise Diverged
+        raise Stop("diverged")
     return total.tolist()
 
 
@@ -137,6 +143,6 @@ def write_model_bundle(worker: Worker, metrics: dict[str, float], target: Storag
         versions=versions(PROJECT),
     )
     with tempfile.TemporaryDirectory() as name:
-        save_file(worker.module.state_dict(), Path(name) / ckpt.WEIGHTS)
+        ckpt.save_weights(worker.module, Path(name))
         write_bundle(Path(name), bundle)
         target.upload(Path(name))
