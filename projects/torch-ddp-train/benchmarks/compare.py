@@ -8,7 +8,7 @@ do not count, because sampling fifteen processes takes 5% of a core. A missed ta
 is.
 
     nox -s bench -- torch-ddp-train
-    python benchmarks/compare.py --rounds 1 --epochs 5
+    nox -s bench -- torch-ddp-train model.width=8 train.batch_size=256
 """
 
 import argparse
@@ -104,7 +104,9 @@ def memory_bytes(process: psutil.Process) -> int:
         return 0
 
 
-def run_once(variant: str, config: Config, directory: Path, sample: bool) -> dict[str, Any]:
+def run_once(
+    variant: str, config: Config, overrides: list[str], directory: Path, sample: bool
+) -> dict[str, Any]:
     """Runs one command in an empty directory; with `sample`, its memory is measured, too.
 
     Raises:
@@ -113,8 +115,7 @@ def run_once(variant: str, config: Config, directory: Path, sample: bool) -> dic
     events_path = directory / "run" / "metrics.jsonl"
     environment = os.environ.copy()
     if variant == "project":
-        overrides = [f"train.epochs={config.train.epochs}", f"hydra.run.dir={directory / 'run'}"]
-        command = ["-m", "torch_ddp_train", *overrides]
+        command = ["-m", "torch_ddp_train", f"hydra.run.dir={directory / 'run'}", *overrides]
         # Ray's sessions go with the directory, unless its sockets' paths would get too long.
         if len(str(directory)) < 40:
             environment.setdefault("RAY_TMPDIR", str(directory))
@@ -182,7 +183,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def run_round(number: int, config: Config) -> dict[str, dict[str, Any]]:
+def run_round(number: int, config: Config, overrides: list[str]) -> dict[str, dict[str, Any]]:
     """Runs each variant once; round 0 is the one that samples memory.
 
     Returns:
@@ -195,7 +196,8 @@ def run_round(number: int, config: Config) -> dict[str, dict[str, Any]]:
     shift = number % len(VARIANTS)
     for variant in VARIANTS[shift:] + VARIANTS[:shift]:
         with tempfile.TemporaryDirectory(prefix="cmp-", ignore_cleanup_errors=True) as name:
-            figures[variant] = f = run_once(variant, config, Path(name), sample=number == 0)
+            f = run_once(variant, config, overrides, Path(name), sample=number == 0)
+        figures[variant] = f
         milliseconds = " ".join(f"{1000 * s:.0f}" for s in f["train_s"])
         message = "round %d  %-11s  %3d steps  %5.1f s in all  training of each epoch, ms: %s"
         logger.info(message, number, variant, f["num_steps"], f["wall_s"], milliseconds)
@@ -276,16 +278,17 @@ def main() -> None:
     """Runs the rounds, prints the table and saves everything measured."""
     parser = argparse.ArgumentParser(description="Compares this project with torchrun.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, help="at least 2; default: the project's")
+    parser.add_argument("overrides", nargs="*", help="of the job, for all: train.batch_size=256")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "compare.json")
     args = parser.parse_args()
-    if args.rounds < 1 or (args.epochs is not None and args.epochs < 2):
-        parser.error("--rounds must be >= 1 and --epochs >= 2: the first epoch is left out")
+    if args.rounds < 1:
+        parser.error("--rounds must be >= 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    overrides = [] if args.epochs is None else [f"train.epochs={args.epochs}"]
-    config = compose(Config, "torch_ddp_train.conf", overrides)
+    config = compose(Config, "torch_ddp_train.conf", args.overrides)
+    if config.train.epochs < 2:
+        parser.error("train.epochs must be >= 2: the first epoch is left out")
     machine = describe_machine()
-    rounds = [run_round(number, config) for number in range(args.rounds + 1)]
+    rounds = [run_round(number, config, args.overrides) for number in range(args.rounds + 1)]
     summary = summarize(rounds)
     result = {"project": PROJECT, "machine": machine, **summary, "rounds": rounds}
     result |= {"config": dataclasses.asdict(config)}
