@@ -168,7 +168,7 @@ def test_backend_that_is_not_installed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, module: str
 ):
     monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(UserError, match=rf"tracking={backend}: not installed: pip install"):
+    with pytest.raises(UserError, match=rf"tracking={backend}: {module} is not installed: pip"):
         tracker(tmp_path, backend).start({})
 
 
