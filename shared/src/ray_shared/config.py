@@ -12,6 +12,7 @@ import functools
 import logging
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -278,16 +279,16 @@ def _wrong_type(error: ValidationError, schema: Any, cfg: DictConfig) -> str:
 def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int:
     """Runs one job and turns its end into an exit code, a message and `result.json`."""
     code, reason = EXIT_DONE, None
+    terminated = threading.Event()
     try:
-        with _sigterm_interrupts():
+        with _sigterm_interrupts(terminated):
             job(config, report)
     except UserError as error:
         logger.error("error: %s", error)
         return EXIT_USER
-    except (KeyboardInterrupt, SystemExit) as error:
+    except (KeyboardInterrupt, SystemExit):
         # Ray Train answers Ctrl-C inside `fit()` with `sys.exit(0)`: still not a job that is done.
-        code = EXIT_SIGTERM if getattr(error, "code", None) == signal.SIGTERM else EXIT_SIGINT
-        reason = "interrupted by SIGTERM" if code == EXIT_SIGTERM else "interrupted by Ctrl-C"
+        code, reason = EXIT_SIGINT, "interrupted by Ctrl-C"
     except JobError as error:
         code, reason = EXIT_FAILED, str(error)
     except Exception as error:  # noqa: BLE001 - whatever it was: recorded, and exit code 1
@@ -296,6 +297,8 @@ def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int
         log.write_text(traceback.format_exc())
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = f"{type(error).__name__}: {first_line} (traceback: {log})"
+    if terminated.is_set():  # Whatever it led to in Ray's processes, which may have got it as well.
+        code, reason = EXIT_SIGTERM, "interrupted by SIGTERM"
     if reason is not None:
         logger.error("failed: %s", reason)
     path = report.write("ok" if code == EXIT_DONE else "failed", reason)
@@ -304,10 +307,11 @@ def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _sigterm_interrupts(terminated: threading.Event) -> Iterator[None]:
     """Makes SIGTERM unwind the job like Ctrl-C, so that the cluster is shut down."""
 
     def stop(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a handler
+        terminated.set()
         sys.exit(signum)
 
     before = signal.signal(signal.SIGTERM, stop)

@@ -295,14 +295,14 @@ class S3Server:
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
         self._connections.discard(source)
+        source.close()
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """A real S3 server; `AWS_*` point to it for the length of the session."""
-    moto_server = os.environ.get("MOTO_SERVER") or shutil.which("moto_server")
-    assert moto_server, "no moto_server: set MOTO_SERVER, as the nox sessions do"
-    server = S3Server(moto_server)
+    assert "MOTO_SERVER" in os.environ, "set MOTO_SERVER to moto's server, as the nox sessions do"
+    server = S3Server(os.environ["MOTO_SERVER"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
