@@ -61,7 +61,7 @@ def shared(session: nox.Session) -> None:
     """Test the shared package."""
     extras = f"{SHARED}[mlflow,tensorboard,testing]"
     pip_install(session, [["-e", extras, f"ray[train]=={RAY}"]], [SHARED / "pyproject.toml"])
-    run_pytest(session, Path(session.bin), "shared/tests", *session.posargs)
+    run_pytest(session, Path(session.bin), "shared/tests", "-m", "not fault", *session.posargs)
 
 
 def add_project(name: str, folder: str) -> None:
@@ -87,8 +87,8 @@ for _name, _folder in PROJECTS.items():
 @nox.session(default=False, venv_backend="none")
 def faults(session: nox.Session) -> None:
     """Inject every fault: `nox -s faults -- torch-ddp-train`; without a name all projects."""
-    for name in session.posargs or PROJECTS:
-        folder = project_folder(session, name)
+    for name in session.posargs or ["shared", *PROJECTS]:
+        folder = "shared" if name == "shared" else project_folder(session, name)
         run_pytest(session, environment(session, name), f"{folder}/tests", "-m", "fault")
 
 
@@ -200,7 +200,7 @@ def new(session: nox.Session) -> None:
         session.error(f"{target}: lies inside this repository; choose a place outside")
 
     made_by_use = ("__pycache__", "*.egg-info", ".*_cache", "build", "outputs", "multirun", "runs")
-    ignore = shutil.ignore_patterns(*made_by_use, "out", "mlruns", "mlflow.db")
+    ignore = shutil.ignore_patterns(*made_by_use, "out", "mlruns", "mlflow.db", "results")
     shutil.copytree(folder, target, ignore=ignore)
     shutil.copytree(SHARED, target / "shared", ignore=ignore)
     for file in (".gitignore", ".pre-commit-config.yaml", "LICENSE"):

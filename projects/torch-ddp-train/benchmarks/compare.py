@@ -122,7 +122,8 @@ def run_once(
     else:
         events_path.parent.mkdir()
         values = {
-            key: dataclasses.asdict(getattr(config, key)) for key in ("data", "model", "train")
+            key: dataclasses.asdict(getattr(config, key))
+            for key in ("data", "model", "train", "checkpoint")
         }
         (directory / "config.json").write_text(json.dumps(values))
         command = ["-m", "torch.distributed.run", f"--nproc-per-node={config.scaling.num_workers}"]

@@ -151,7 +151,7 @@ class Trainer:
         return float(sums[0] / sums[1])
 
     def save(self, path: Path) -> None:
-        """A snapshot after every epoch, as in the tutorial and the project."""
+        """A snapshot as in the tutorial, as often as the project's."""
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(state | {"step": self.step}, path)
 
@@ -162,7 +162,8 @@ def train(config: dict[str, Any], kind: str, out: Path) -> None:
     for epoch in range(trainer.config.epochs):
         event = trainer.train_epoch(epoch) | {"val_accuracy": trainer.validate()}
         if dist.get_rank() == 0:
-            trainer.save(out.with_name("snapshot.pt"))
+            if (epoch + 1) % max(config["checkpoint"]["every_epochs"], 1) == 0:
+                trainer.save(out.with_name("snapshot.pt"))
             now = {"event": "epoch", "epoch": epoch + 1, "step": trainer.step, "time": time.time()}
             with out.open("a") as file:
                 file.write(

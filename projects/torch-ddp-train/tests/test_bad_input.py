@@ -107,15 +107,17 @@ def test_resume_that_makes_no_sense_is_refused(
 ):
     run = tmp_path / "runs" / "old"
     run.mkdir(parents=True)
-    data = {
-        "name": "digits",
-        "path": None,
-        "loader": "torch",
-        "prefetch_batches": 2,
-        "split_seed": 0,
-    }
+    data = {"name": "digits", "loader": "torch", "split_seed": 0}
     model = {"name": "cnn", "width": 32, "dropout": 0.1}
-    record = {"data": data, "model": model, "train": {"seed": 0}}
+    checkpoint = {"metric": "val_accuracy", "mode": "max"}
+    record = {"data": data, "model": model, "train": {"seed": 0}, "checkpoint": checkpoint}
     (run / "run.json").write_text(json.dumps(record))
     assert refused(start, "run.name=old", *overrides).startswith(sentence)
     assert [p.name for p in run.iterdir()] == ["run.json"]
+
+
+def test_run_whose_record_is_torn_is_refused(start: StartJob, tmp_path: Path):
+    run = tmp_path / "runs" / "old"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"data": ')
+    assert refused(start, "run.name=old").endswith("choose another run.name")

@@ -24,7 +24,8 @@ def network() -> tuple[nn.Module, torch.optim.Optimizer]:
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     monkeypatch.chdir(tmp_path)
     model, optimizer = network()
-    return ckpt.save(model, optimizer, ckpt.Position(epoch=2, offset=64, step=11), rank=0)
+    position = ckpt.Position(epoch=2, offset=64, step=11, world_size=1)
+    return ckpt.save(model, optimizer, position, rank=0, device=CPU)
 
 
 def test_restore_brings_back_weights_optimizer_position_and_generators(
@@ -34,7 +35,7 @@ def test_restore_brings_back_weights_optimizer_position_and_generators(
     model, optimizer = network()
     torch.manual_seed(7)
     position = ckpt.Position(epoch=1, offset=32, step=5, best_metric=0.9)
-    checkpoint = ckpt.save(model, optimizer, position, rank=0)
+    checkpoint = ckpt.save(model, optimizer, position, rank=0, device=CPU)
     drawn = torch.rand(4)
 
     other, other_optimizer = network()
@@ -78,7 +79,17 @@ def test_damaged_checkpoints_before_a_whole_one_are_named(
 ):
     monkeypatch.chdir(tmp_path)
     model, optimizer = network()
-    old, new = (ckpt.save(model, optimizer, ckpt.Position(step=step), rank=0) for step in (1, 2))
+    old, new = (
+        ckpt.save(model, optimizer, ckpt.Position(step=step, world_size=1), rank=0, device=CPU)
+        for step in (1, 2)
+    )
     os.truncate(Path(new.path) / ckpt.WEIGHTS, 10)
     assert ckpt.damaged_first([new, old]) == [f"{Path(new.path).name}: {ckpt.WEIGHTS} is damaged"]
     assert ckpt.damaged_first([old, new]) == []
+
+
+def test_missing_part_of_a_rank_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    model, optimizer = network()
+    checkpoint = ckpt.save(model, optimizer, ckpt.Position(world_size=2), rank=0, device=CPU)
+    assert ckpt.damage(checkpoint) == "manifest-1.json is missing"

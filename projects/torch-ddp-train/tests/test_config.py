@@ -55,6 +55,8 @@ def test_preset_composes_with_the_command_in_its_first_comment(preset: Path):
         ("data.path=/x", "data.path=/x: data=digits reads no files"),
         ("data.loader=dali", "data.loader=dali: must be torch or ray"),
         ("checkpoint.metric=f1", "checkpoint.metric=f1: must be one of val_accuracy"),
+        ("checkpoint.metric=val_loss", "checkpoint.mode=max: must be min for checkpoint.metric="),
+        ("cluster.address=10.0.0.1:1", "cluster.address=10.0.0.1:1: only with cluster=existing"),
         ("checkpoint.num_to_keep=0", "checkpoint.num_to_keep=0: must be >= 1"),
         ("failure.max_failures=-2", "failure.max_failures=-2: must be >= -1"),
         ("run.name=a/b", "run.name='a/b': must be letters, digits"),
@@ -67,3 +69,8 @@ def test_wrong_value_is_refused_by_key(override: str, message: str):
     with pytest.raises(UserError) as error:
         compose(Config, CONF, [override])
     assert str(error.value).startswith(message)
+
+
+def test_data_path_does_not_depend_on_a_workers_directory():
+    config = compose(Config, CONF, ["data=cifar10", "data.path=some/files"])
+    assert config.data.path == str(Path("some/files").absolute())

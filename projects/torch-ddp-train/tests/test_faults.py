@@ -21,6 +21,7 @@ from ray_shared.testing import (
     steps_done_twice,
     wait_for,
 )
+from safetensors.torch import load_file
 from torch_ddp_train import checkpoint as ckpt
 
 from .conftest import StartJob
@@ -172,7 +173,7 @@ def test_run_without_any_intact_checkpoint_is_not_silently_begun_anew(
         os.truncate(weights, 1000)
     with start("run.name=cut", "train.epochs=3", "checkpoint.every_epochs=1") as job:
         assert job.wait() == 1
-    assert "no intact checkpoint to resume from" in job.output()
+    assert "no checkpoint of the run is intact" in job.output()
     assert "Traceback" not in job.output()
 
 
@@ -191,6 +192,48 @@ def test_diverged_loss_stops_and_keeps_the_last_good_checkpoint(start: StartJob,
     assert result["metrics"]["restarts"] == 0
     assert newest_checkpoint(tmp_path, "nan") == good
     assert ckpt.damage(Checkpoint.from_directory(str(good))) is None
+
+
+def test_diverged_weights_are_never_saved(start: StartJob, tmp_path: Path):
+    with start("run.name=nan", "train.epochs=2") as job:
+        assert job.wait() == 0, job.output()
+    good = newest_checkpoint(tmp_path, "nan")
+    # A checkpoint after every step: also after the one that spoils the weights.
+    options = ["checkpoint.every_steps=1", "train.lr=1e30", "train.clip_norm=null"]
+    with start("run.name=nan", "train.epochs=4", *options) as job:
+        assert job.wait() == 1
+    assert "failed: the loss is not finite after step" in job.output()
+    newest = newest_checkpoint(tmp_path, "nan")
+    weights = load_file(newest / ckpt.WEIGHTS)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert good.exists()
+
+
+def test_best_checkpoint_that_is_damaged_does_not_become_the_bundle(
+    start: StartJob, tmp_path: Path
+):
+    with start("run.name=best", "train.epochs=3", "checkpoint.every_epochs=1") as job:
+        assert job.wait() == 0, job.output()
+    committed = snapshot(tmp_path, "best")["checkpoint_results"]
+    for result in committed[1:]:  # Ascending by score: all but the worst.
+        os.truncate(tmp_path / "runs/best" / result["checkpoint_dir_name"] / ckpt.WEIGHTS, 100)
+    with start("run.name=best", "train.epochs=3") as job:
+        assert job.wait() == 0, job.output()
+    assert job.result()["status"] == "ok"
+
+
+def test_failure_beyond_what_is_allowed_ends_with_a_sentence(start: StartJob):
+    with start("failure.max_failures=0", *COUNTED) as job:
+        job.wait_for_event(step_reached(5))
+        job.kill_worker(rank=0)
+        assert job.wait() == 1
+    result = job.result()
+    assert result["status"] == "failed"
+    assert result["error"].startswith("training failed: ")
+    assert "error.log" in result["error"]
+    assert "TrainingFailedError" in (job.output_dir / "error.log").read_text() or (
+        "WorkerGroupError" in (job.output_dir / "error.log").read_text()
+    )
 
 
 def test_killed_driver_takes_everything_along_and_the_next_start_resumes(

@@ -11,17 +11,15 @@ import logging
 import os
 import re
 import secrets
-import signal
 import socket
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from ray_shared import signals
 from ray_shared.errors import UserError
 from ray_shared.groups import ClusterConfig
 from ray_shared.report import Report
@@ -115,9 +113,10 @@ def connect(
     try:
         with report.timed("startup_s"):
             if config.mode == "existing":
-                _join(config, package)
+                with signals.sigterm_stays_ours():
+                    _join(config, package)
             else:
-                with _signals_wait():
+                with signals.wait_until_started():
                     if config.mode == "simulated":
                         cluster = _simulate(config)
                     else:
@@ -127,7 +126,7 @@ def connect(
             demand.check([node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield cluster
     finally:
-        with _ctrl_c_waits(), report.timed("shutdown_s"):
+        with signals.wait_until_stopped(), report.timed("shutdown_s"):
             ray.shutdown()
             if cluster is not None:
                 cluster.shutdown()
@@ -306,50 +305,3 @@ def _third_party(package: str) -> list[str]:
     """What the project's distribution requires, but the packages of this repository."""
     required = metadata.requires(f"ray-ref-{package.replace('_', '-')}") or []
     return [r for r in required if "extra ==" not in r and not re.match("ray-ref-", r)]
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back until Ray has started.
-
-    In the midst of it they would leave processes behind. Ray's own handler of SIGTERM stays out:
-    that of a node drains it for 30 seconds and hides which signal it was.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    from ray._private import utils
-
-    came: list[int] = []
-    set_sigterm_handler = utils.set_sigterm_handler
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {s: signal.signal(s, lambda signum, _: came.append(signum)) for s in signals}
-    utils.set_sigterm_handler = lambda _: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = set_sigterm_handler
-        for signum, handler in before.items():
-            # The default would end this process without its `finally` blocks.
-            default = signum == signal.SIGTERM and handler is signal.SIG_DFL
-            signal.signal(signum, _exit if default else handler)
-    if came:
-        signal.raise_signal(came[0])
-
-
-def _exit(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a handler
-    sys.exit(signum)
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Holds further interrupts back while processes are being stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

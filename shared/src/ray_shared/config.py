@@ -10,12 +10,10 @@ import dataclasses
 import difflib
 import functools
 import logging
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_args, get_type_hints
 
@@ -35,6 +33,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from ray_shared.errors import JobError, UserError, check
 from ray_shared.report import Report
+from ray_shared.signals import sigterm_interrupts
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -281,7 +280,7 @@ def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int
     code, reason = EXIT_DONE, None
     terminated = threading.Event()
     try:
-        with _sigterm_interrupts(terminated):
+        with sigterm_interrupts(terminated):
             job(config, report)
     except UserError as error:
         logger.error("error: %s", error)
@@ -291,12 +290,12 @@ def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int
         code, reason = EXIT_SIGINT, "interrupted by Ctrl-C"
     except JobError as error:
         code, reason = EXIT_FAILED, str(error)
+        if error.__cause__ is not None:
+            reason += f" (traceback: {_write_traceback(report)})"
     except Exception as error:  # noqa: BLE001 - whatever it was: recorded, and exit code 1
         code = EXIT_FAILED
-        log = report.output_dir / "error.log"
-        log.write_text(traceback.format_exc())
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"{type(error).__name__}: {first_line} (traceback: {log})"
+        reason = f"{type(error).__name__}: {first_line} (traceback: {_write_traceback(report)})"
     if terminated.is_set():  # Whatever it led to in Ray's processes, which may have got it as well.
         code, reason = EXIT_SIGTERM, "interrupted by SIGTERM"
     if reason is not None:
@@ -306,16 +305,7 @@ def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int
     return code
 
 
-@contextmanager
-def _sigterm_interrupts(terminated: threading.Event) -> Iterator[None]:
-    """Makes SIGTERM unwind the job like Ctrl-C, so that the cluster is shut down."""
-
-    def stop(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a handler
-        terminated.set()
-        sys.exit(signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _write_traceback(report: Report) -> Path:
+    log = report.output_dir / "error.log"
+    log.write_text(traceback.format_exc())
+    return log

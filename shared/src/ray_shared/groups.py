@@ -5,6 +5,7 @@ the configuration is converted to these objects, which `ray_shared.config` alway
 """
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 
 from ray_shared.errors import UserError, check
@@ -41,6 +42,16 @@ class ClusterConfig:
         ok = self.num_cpus is None or self.num_cpus >= 1
         check(ok, "cluster.num_cpus", self.num_cpus, "null or >= 1")
         check(self.num_nodes >= 1, "cluster.num_nodes", self.num_nodes, ">= 1")
+        # What would be ignored is refused: nobody wants to train elsewhere than they think.
+        for key, value, unset, mode in (
+            ("address", self.address, None, "existing"),
+            ("install", self.install, False, "existing"),
+            ("autoscaling", self.autoscaling, False, "existing"),
+            ("num_nodes", self.num_nodes, 1, "simulated"),
+            ("dashboard", self.dashboard, False, "local"),
+        ):
+            if value != unset and self.mode != mode:
+                raise UserError(f"cluster.{key}={value}: only with cluster={mode}")
 
 
 @dataclass
@@ -163,6 +174,6 @@ class TrackingConfig:
         if needed is not None and importlib.util.find_spec(needed) is None:
             raise UserError(
                 f"tracking={self.backend}: {needed} is not installed: "
-                f"pip install 'ray-ref-shared[{self.backend}]'"
+                f"{sys.executable} -m pip install {needed}"
             )
         check(self.every_steps >= 0, "tracking.every_steps", self.every_steps, ">= 0")

@@ -46,10 +46,8 @@ def check_run(
         )
     if run.resume == "must" and not directory.child(snapshot).exists():
         raise UserError(f"run.resume=must: {directory.uri} has no checkpoint to resume from")
-    record = directory.child(RECORD)
-    if not record.exists():
-        return
-    before, now = flat(json.loads(record.read_bytes())), flat(locked)
+    _read(directory.child(snapshot))
+    before, now = flat(_read(directory.child(RECORD)) or locked), flat(locked)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise UserError(
@@ -62,4 +60,19 @@ def record_run(directory: Storage, locked: dict[str, Any]) -> None:
     """Writes the record of a new run; an existing one stays."""
     record = directory.child(RECORD)
     if not record.exists():
-        record.write_bytes(json.dumps(locked, indent=2).encode())
+        part = directory.child(f"{RECORD}.part")
+        part.write_bytes(json.dumps(locked, indent=2).encode())
+        record.filesystem.move(part.path, record.path)
+
+
+def _read(file: Storage) -> dict[str, Any] | None:
+    """The content of a JSON file; None if there is none."""
+    if not file.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError:
+        raise UserError(
+            f"{file.uri}: damaged, so the run cannot be resumed; choose another run.name"
+        ) from None
+    return content

@@ -130,7 +130,7 @@ def probe(path: str) -> None:
             marker.filesystem.delete_file(marker.path)
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # pyarrow's `ArrowInvalid` is a `ValueError`.
+    except Exception as error:  # noqa: BLE001 - each cloud's client has errors of its own
         raise UserError(f"storage.path={path}: not writable: {_reason(error)}") from None
     finally:
         for directory in made:

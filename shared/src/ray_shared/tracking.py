@@ -101,10 +101,9 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
             seen = 0
             while True:
                 last_look = stop.wait(FOLLOW_INTERVAL_S)
-                events = self.events()
-                for event in events[seen:]:
+                events, seen = read_new_events(self.events_path, seen)
+                for event in events:
                     show(event)
-                seen = len(events)
                 if last_look:
                     return
 
@@ -211,11 +210,29 @@ class MLflow:
 
 def read_events(path: Path) -> list[Event]:
     """The events in a `metrics.jsonl`; none if there is no such file yet."""
+    return read_new_events(path, 0)[0]
+
+
+def read_new_events(path: Path, start: int) -> tuple[list[Event], int]:
+    """The events from byte `start` on, and the byte after the last of them.
+
+    A last line that is still being written waits for the next time; one that is torn, because its
+    writer was killed, is left out.
+    """
     if not path.exists():
-        return []
-    # The last line may still be being written.
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.read().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: a torn line is left out", path)
+    return events, start + sum(map(len, lines))
 
 
 def _numbers(event: Event) -> dict[str, float]:

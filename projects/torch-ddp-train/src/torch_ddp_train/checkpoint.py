@@ -34,12 +34,18 @@ class Position:
     """Images of the current epoch that all workers together have had."""
     step: int = 0
     """Optimizer steps done."""
+    world_size: int = 0
+    """Number of workers when it was saved: so many parts belong to the checkpoint."""
     best_metric: float | None = None
     """Best value of `checkpoint.metric` so far."""
 
 
 def save(
-    model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, rank: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    rank: int,
+    device: torch.device,
 ) -> Checkpoint:
     """Writes this rank's part of a checkpoint into a new local directory.
 
@@ -51,7 +57,7 @@ def save(
         save_weights(model, directory)
         torch.save(optimizer.state_dict(), directory / OPTIMIZER)
         (directory / POSITION).write_text(json.dumps(asdict(position)))
-    torch.save(_random_state(), directory / f"random-{rank}.pt")
+    torch.save(_random_state(device), directory / f"random-{rank}.pt")
     hashes = {path.name: sha256(path) for path in sorted(directory.iterdir())}
     (directory / f"manifest-{rank}.json").write_text(json.dumps(hashes))
     return Checkpoint.from_directory(str(directory.absolute()))
@@ -75,7 +81,7 @@ def restore(
         optimizer.load_state_dict(state)
         random_state = directory / f"random-{rank}.pt"
         if random_state.exists():
-            _set_random_state(torch.load(random_state, weights_only=True))
+            _set_random_state(torch.load(random_state, weights_only=True), device)
         return Position(**json.loads((directory / POSITION).read_text()))
 
 
@@ -94,10 +100,12 @@ def damage(checkpoint: Checkpoint) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if it is whole."""
     with checkpoint.as_directory() as name:
         directory = Path(name)
-        manifests = sorted(directory.glob("manifest-*.json"))
-        if directory / "manifest-0.json" not in manifests:
-            return "manifest-0.json is missing"
-        for manifest in manifests:
+        num_parts = 1  # Rank 0's part says how many there are.
+        rank = 0
+        while rank < num_parts:
+            manifest = directory / f"manifest-{rank}.json"
+            if not manifest.is_file():
+                return f"{manifest.name} is missing"
             try:
                 hashes = json.loads(manifest.read_text())
             except ValueError:
@@ -107,6 +115,9 @@ def damage(checkpoint: Checkpoint) -> str | None:
                     return f"{file} is missing"
                 if sha256(directory / file) != expected:
                     return f"{file} is damaged"
+            if rank == 0:
+                num_parts = json.loads((directory / POSITION).read_text())["world_size"]
+            rank += 1
     return None
 
 
@@ -121,14 +132,14 @@ def damaged_first(checkpoints: list[Checkpoint]) -> list[str]:
     return damaged
 
 
-def _random_state() -> dict[str, torch.Tensor]:
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

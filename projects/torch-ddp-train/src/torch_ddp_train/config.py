@@ -1,6 +1,7 @@
 """The schema of the configuration: types, units and ranges. The values are in `conf/`."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ray_shared.errors import UserError, check
@@ -15,6 +16,13 @@ from ray_shared.groups import (
 )
 
 PROJECT = "torch-ddp-train"
+RAY_TRAIN_DEFAULTS = {
+    # How often the controller looks after its workers. Reports, checkpoints and the end of the run
+    # wait for that look: with Ray's default of 2 s, a fit of 9 s takes 17 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # Ray Train would print what workers print a second time.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
 METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
 
 
@@ -41,6 +49,9 @@ class DataConfig:
             raise UserError("data=cifar10 needs data.path: the directory of the binary files")
         if self.name == "digits" and self.path:
             raise UserError(f"data.path={self.path}: data=digits reads no files; use data=cifar10")
+        if self.path:
+            # Once and for all, on the driver: Ray Train's workers have a directory of their own.
+            self.path = str(Path(self.path).expanduser().absolute())
 
 
 @dataclass
@@ -77,7 +88,7 @@ class TrainConfig:
     weight_decay: float
     """AdamW's decoupled weight decay. At least 0."""
     warmup_epochs: float
-    """Epochs of linear warm-up before the cosine decay to 0. At least 0, less than `epochs`."""
+    """Epochs of linear warm-up before the cosine decay to 0. In [0, epochs]."""
     clip_norm: float | None
     """Largest L2 norm of the gradient; null: not clipped."""
     accumulate_steps: int
@@ -95,8 +106,8 @@ class TrainConfig:
         ok = self.lr_scaling in scalings
         check(ok, "train.lr_scaling", self.lr_scaling, f"one of {', '.join(scalings)}")
         check(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, ">= 0")
-        ok = 0 <= self.warmup_epochs < self.epochs or self.warmup_epochs == self.epochs == 1
-        allowed = f"in [0, train.epochs={self.epochs})"
+        ok = 0 <= self.warmup_epochs <= self.epochs
+        allowed = f"in [0, train.epochs={self.epochs}]"
         check(ok, "train.warmup_epochs", self.warmup_epochs, allowed)
         ok = self.clip_norm is None or self.clip_norm > 0
         check(ok, "train.clip_norm", self.clip_norm, "null or > 0")
@@ -123,23 +134,26 @@ class Config:
     def __post_init__(self) -> None:
         ok = self.checkpoint.metric in METRICS
         check(ok, "checkpoint.metric", self.checkpoint.metric, f"one of {', '.join(METRICS)}")
+        better = "min" if self.checkpoint.metric.endswith("loss") else "max"
+        allowed = f"{better} for checkpoint.metric={self.checkpoint.metric}"
+        check(self.checkpoint.mode == better, "checkpoint.mode", self.checkpoint.mode, allowed)
 
     def locked(self) -> dict[str, Any]:
-        """What a resumed run must not change: with other values the old weights mean nothing."""
-        seed = {"seed": self.train.seed}
-        return {"data": asdict(self.data), "model": asdict(self.model), "train": seed}
+        """What a resumed run must not change: its weights, or its scores, would mean nothing."""
+        data, checkpoint = self.data, self.checkpoint
+        return {
+            "data": {"name": data.name, "loader": data.loader, "split_seed": data.split_seed},
+            "model": asdict(self.model),
+            "train": {"seed": self.train.seed},
+            "checkpoint": {"metric": checkpoint.metric, "mode": checkpoint.mode},
+        }
 
     def ray_train_environment(self) -> dict[str, str]:
         """What Ray Train takes from the environment of the driver, and hands on to its workers."""
+        # Nobody takes the only machine of a local cluster away, and the watcher is one process.
         watch = self.cluster.mode != "local"
         return {
-            # How often the controller looks after its workers. Reports, checkpoints and the end of
-            # the run wait for that look: with the default of 2 s, a fit of 9 s takes 17 s.
-            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self.scaling.start_timeout_s),
-            # Nobody takes the only machine of a local cluster away; the watcher is one process.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if watch else "0",
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(self.failure.preemption_check_s),
-            # Ray Train would print what workers print a second time.
-            "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         }

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ray_shared.errors import UserError
 
-from torch_ddp_train.config import DataConfig
+from torch_ddp_train.config import Config, DataConfig
 
 if TYPE_CHECKING:
     import ray.data
+    from torch import Tensor
     from torch.utils.data import DataLoader
 
 # A record of a CIFAR-10 binary file: one label byte, then 3x32x32 image bytes.
@@ -63,23 +64,29 @@ def check_files(config: DataConfig) -> None:
     """
     if config.name == "digits":
         return
-    for names in CIFAR_FILES.values():
-        for path in _cifar_paths(config, names):
-            if not path.is_file():
-                raise UserError(f"data.path={config.path}: {path.name} is missing there")
-            size = path.stat().st_size
-            if size == 0 or size % CIFAR_RECORD:
-                raise UserError(
-                    f"{path}: {size} bytes: truncated or no CIFAR-10 binary file, whose size is a "
-                    f"multiple of {CIFAR_RECORD}"
-                )
-            labels = np.memmap(path, np.uint8, "r").reshape(-1, CIFAR_RECORD)[:, 0]
-            if labels.max() > 9:
-                record = int((labels > 9).argmax())
-                raise UserError(
-                    f"{path}: record {record} has the label {labels[record]}: no CIFAR-10 binary "
-                    "file, whose labels are 0 to 9"
-                )
+    for path in [p for names in CIFAR_FILES.values() for p in _cifar_paths(config, names)]:
+        try:
+            _check_cifar(config, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _check_cifar(config: DataConfig, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"data.path={config.path}: {path.name} is missing there")
+    size = path.stat().st_size
+    if size == 0 or size % CIFAR_RECORD:
+        raise UserError(
+            f"{path}: {size} bytes: truncated or no CIFAR-10 binary file, whose size is a "
+            f"multiple of {CIFAR_RECORD}"
+        )
+    labels = np.memmap(path, np.uint8, "r").reshape(-1, CIFAR_RECORD)[:, 0]
+    if labels.max() > 9:
+        record = int((labels > 9).argmax())
+        raise UserError(
+            f"{path}: record {record} has the label {labels[record]}: no CIFAR-10 binary "
+            "file, whose labels are 0 to 9"
+        )
 
 
 def load(config: DataConfig) -> Images:
@@ -152,6 +159,45 @@ def torch_loader(split: Split, sampler: ShardSampler) -> "DataLoader":
     return DataLoader(dataset, sampler=sampler, batch_size=None, generator=torch.Generator())
 
 
+def epoch_batches(
+    config: Config, split: Split, rank: int, world_size: int, epoch: int, offset: int
+) -> Iterator[tuple["Tensor", "Tensor"]]:
+    """One worker's batches (uint8 [B, C, H, W], int64 [B]) of an epoch. Runs in a Train worker.
+
+    Args:
+        config: Loader, batch size, accumulation and seed.
+        split: The training images; Ray Data reads them itself.
+        rank: This worker.
+        world_size: Number of workers.
+        epoch: Which random order.
+        offset: Images of the epoch that all workers together have had; 0 with Ray Data.
+    """
+    if config.data.loader == "ray":
+        import ray.train
+
+        # Ray Data reads, decodes and splits the images while training runs.
+        shard = ray.train.get_dataset_shard("train")
+        for batch in shard.iter_torch_batches(
+            batch_size=config.train.batch_size,
+            prefetch_batches=config.data.prefetch_batches,
+            local_shuffle_buffer_size=16 * config.train.batch_size,
+            local_shuffle_seed=config.train.seed + epoch,
+        ):
+            yield batch["image"], batch["label"]
+        return
+    sampler = ShardSampler(
+        num_samples=len(split.labels),
+        batch_size=config.train.batch_size,
+        accumulate_steps=config.train.accumulate_steps,
+        rank=rank,
+        world_size=world_size,
+        seed=config.train.seed,
+        epoch=epoch,
+        offset=offset,
+    )
+    yield from torch_loader(split, sampler)
+
+
 def ray_dataset(config: DataConfig) -> "ray.data.Dataset":
     """The training images as a Ray Dataset with the columns `image` and `label`, read lazily."""
     import ray.data
@@ -196,4 +242,4 @@ def _load_cifar(config: DataConfig, names: list[str]) -> Split:
 
 
 def _cifar_paths(config: DataConfig, names: list[str]) -> list[Path]:
-    return [Path(str(config.path)).expanduser().absolute() / name for name in names]
+    return [Path(str(config.path)) / name for name in names]

@@ -44,7 +44,9 @@ def show_progress(event: Event) -> None:
     elif kind == "start":
         for line in event["damaged"]:
             logger.warning("damaged checkpoint passed over: %s", line)
-        if event["step"]:
+        if event["epoch"] >= event["epochs"]:
+            logger.warning("the run is complete: nothing to train; raise train.epochs to go on")
+        elif event["step"]:
             logger.info("%d worker(s) resume after step %d", event["num_workers"], event["step"])
     elif kind == "failure":
         for rank, error in event["errors"].items():
@@ -82,10 +84,11 @@ def finish(outcome: Result, tracker: Tracker, report: Report) -> None:
             f"{newest}; a smaller train.lr may help"
         )
     if returned.get("stopped") == "damaged":
-        raise JobError(f"no intact checkpoint to resume from: {'; '.join(returned['damaged'])}")
+        raise JobError(f"no checkpoint of the run is intact: {'; '.join(returned['damaged'])}")
     report.artifacts["bundle"] = returned.pop("bundle")
     report.artifacts["checkpoint"] = newest
-    report.artifacts["learning_curve"] = str(plot(tracker.events(), report.output_dir))
+    if any(e["event"] == "epoch" for e in tracker.events()):
+        report.artifacts["learning_curve"] = str(plot(tracker.events(), report.output_dir))
     report.metrics = summarize(tracker.events()) | returned
     m = report.metrics
     show_table(
@@ -108,7 +111,7 @@ def summarize(events: list[Event]) -> dict[str, Any]:
     rates = [e["samples_per_s"] for e in epochs if "samples_per_s" in e]
     warm = rates[1:] or rates  # The first epoch warms up: caches, buckets, threads.
     return {
-        "epochs": max((e["epoch"] for e in epochs), default=0),
+        "epochs": max((e["epoch"] for e in starts + epochs), default=0),
         "steps": max((e["step"] for e in events if "step" in e), default=0),
         "samples_per_s": statistics.median(warm) if warm else 0.0,
         "restarts": max(len(starts) - 1, 0),

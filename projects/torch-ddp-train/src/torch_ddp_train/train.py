@@ -13,12 +13,12 @@ https://docs.ray.io/en/releases-2.60.0/train/user-guides/fault-tolerance.html
 
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from ray_shared.report import Report
@@ -28,9 +28,9 @@ from ray_shared.tracking import Tracker
 
 from torch_ddp_train import checkpoint as ckpt
 from torch_ddp_train import data, results
-from torch_ddp_train.config import PROJECT, Config
+from torch_ddp_train.config import PROJECT, RAY_TRAIN_DEFAULTS, Config
 from torch_ddp_train.model import build_model
-from torch_ddp_train.steps import Batch, learning_rate, micro_batches, train_step
+from torch_ddp_train.steps import learning_rate, micro_batches, train_step
 from torch_ddp_train.worker import (
     PreemptionWatch,
     Stop,
@@ -51,7 +51,8 @@ def run(config: Config, report: Report) -> None:
     Raises:
         JobError: If the loss diverged or workers failed too often.
     """
-    for variable, value in config.ray_train_environment().items():
+    os.environ.update(config.ray_train_environment())
+    for variable, value in RAY_TRAIN_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
@@ -118,9 +119,9 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
             worker.position.epoch += 1
             worker.position.offset = 0
             report_epoch(worker, metrics)
+        return finish(worker, loop["run_dir"])
     except Stop as stop:
         return {"stopped": stop.reason, "step": worker.position.step, "damaged": worker.damaged}
-    return finish(worker, loop["run_dir"])
 
 
 def set_up(config: Config) -> Worker:
@@ -156,13 +157,7 @@ def resume(worker: Worker) -> None:
     reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
     older = sorted(reported, key=lambda r: r.metrics["step"], reverse=True)
     checkpoints = [newest, *(r.checkpoint for r in older if r.checkpoint.path != newest.path)]
-    # One rank looks, and all take the same.
-    if worker.rank == 0:
-        worker.damaged = ckpt.damaged_first(checkpoints)
-    num_damaged = broadcast_from_rank_zero(len(worker.damaged))
-    if num_damaged == len(checkpoints):
-        raise Stop("damaged")
-    chosen = checkpoints[num_damaged]
+    chosen = checkpoints[first_intact(worker, checkpoints)]
     worker.position = ckpt.restore(
         chosen, worker.module, worker.optimizer, worker.rank, worker.device
     )
@@ -171,32 +166,18 @@ def resume(worker: Worker) -> None:
         worker.position.offset = 0
 
 
-def epoch_batches(worker: Worker) -> Iterator[Batch]:
-    """This worker's batches of the current epoch, from its position on."""
-    config, position = worker.config, worker.position
-    if config.data.loader == "ray":
-        # Ray Data reads, decodes and splits the images while training runs.
-        shard = ray.train.get_dataset_shard("train")
-        for batch in shard.iter_torch_batches(
-            batch_size=config.train.batch_size,
-            prefetch_batches=config.data.prefetch_batches,
-            local_shuffle_buffer_size=16 * config.train.batch_size,
-            local_shuffle_seed=config.train.seed + position.epoch,
-        ):
-            yield batch["image"], batch["label"]
-        return
-    split = worker.images.splits["train"]
-    sampler = data.ShardSampler(
-        num_samples=len(split.labels),
-        batch_size=config.train.batch_size,
-        accumulate_steps=config.train.accumulate_steps,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        seed=config.train.seed,
-        epoch=position.epoch,
-        offset=position.offset,
-    )
-    yield from data.torch_loader(split, sampler)
+def first_intact(worker: Worker, checkpoints: list[ray.train.Checkpoint]) -> int:
+    """The index of the first whole one of `checkpoints`: rank 0 looks, all take the same.
+
+    Raises:
+        Stop: If none is whole.
+    """
+    if worker.rank == 0:
+        worker.damaged = ckpt.damaged_first(checkpoints)
+    index: int = broadcast_from_rank_zero(len(worker.damaged))
+    if index == len(checkpoints):
+        raise Stop("damaged")
+    return index
 
 
 def train_epoch(worker: Worker) -> dict[str, float]:
@@ -213,8 +194,18 @@ def train_epoch(worker: Worker) -> dict[str, float]:
     epoch_size = len(worker.images.splits["train"].labels)
     sums = torch.zeros(3, device=worker.device)
     data_s = between_s = 0.0
+    # The clock starts when all workers are back from the report of the epoch before.
+    dist.barrier()
     started = time.perf_counter()
-    groups = micro_batches(epoch_batches(worker), train.accumulate_steps)
+    batches = data.epoch_batches(
+        worker.config,
+        worker.images.splits["train"],
+        worker.rank,
+        worker.world_size,
+        position.epoch,
+        position.offset,
+    )
+    groups = micro_batches(batches, train.accumulate_steps)
     while True:
         waiting = time.perf_counter()
         group = next(groups, None)
@@ -236,8 +227,8 @@ def train_epoch(worker: Worker) -> dict[str, float]:
         stepped = time.perf_counter()
         after_step(worker, step_sums, lr)
         between_s += time.perf_counter() - stepped
-    train_s = time.perf_counter() - started - between_s
     loss_sum, correct, count = finite_sums(sums)
+    train_s = time.perf_counter() - started - between_s
     if count == 0:
         return {}
     return {
@@ -263,14 +254,15 @@ def after_step(worker: Worker, sums: torch.Tensor, lr: float) -> None:
     preempted = worker.watch.look()
     if due or preempted:
         finite_sums(sums)
-        event = {"event": "checkpoint", "step": step, "preempted": preempted}
-        save(worker, event | {"score": UNRANKED[config.checkpoint.mode]})
+        event = {"event": "checkpoint", "step": step, "epoch": worker.position.epoch}
+        save(worker, event | {"preempted": preempted, "score": UNRANKED[config.checkpoint.mode]})
 
 
 def report_start(worker: Worker) -> None:
     """Tells the driver who trains, and from where."""
     event = {"event": "start", "step": worker.position.step, "epoch": worker.position.epoch}
     event |= {"num_workers": worker.world_size, "damaged": worker.damaged}
+    event |= {"epochs": worker.config.train.epochs}
     node = ray.get_runtime_context().get_node_id()
     ray.train.report(event | {"worker": {"rank": worker.rank, "pid": os.getpid(), "node": node}})
 
@@ -298,7 +290,13 @@ def save(worker: Worker, event: dict[str, Any]) -> None:
     stays the newest.
     """
     started = time.perf_counter()
-    checkpoint = ckpt.save(worker.module, worker.optimizer, worker.position, worker.rank)
+    # The loss was computed before the last update, which may have spoilt the weights.
+    if not all(torch.isfinite(weight).all() for weight in worker.module.parameters()):
+        raise Stop("diverged")
+    worker.position.world_size = worker.world_size
+    checkpoint = ckpt.save(
+        worker.module, worker.optimizer, worker.position, worker.rank, worker.device
+    )
     event["save_s"] = time.perf_counter() - started
     ray.train.report(event, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
 
@@ -310,8 +308,9 @@ def finish(worker: Worker, run_dir: Storage) -> dict[str, Any]:
         `accuracy`, `loss` (on the test images), `best_epoch` and `bundle` (its URI).
     """
     reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-    better = max if worker.config.checkpoint.mode == "max" else min
-    best = better(reported, key=lambda r: r.metrics["score"])
+    sign = 1 if worker.config.checkpoint.mode == "max" else -1
+    ranked = sorted(reported, key=lambda r: (sign * r.metrics["score"], r.metrics["step"]))[::-1]
+    best = ranked[first_intact(worker, [r.checkpoint for r in ranked])]
     ckpt.load_weights(best.checkpoint, worker.module, worker.device)
     test = evaluate_split(worker, "test")
     metrics = {"accuracy": test["test_accuracy"], "loss": test["test_loss"]}

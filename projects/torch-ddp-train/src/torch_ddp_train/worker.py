@@ -117,6 +117,8 @@ def evaluate_split(worker: Worker, name: str) -> dict[str, float]:
     )
     dist.all_reduce(sums)
     loss_sum, correct, count = sums.tolist()
+    if not math.isfinite(loss_sum):
+        raise Stop("diverged")
     eval_s = time.perf_counter() - started
     return {f"{name}_loss": loss_sum / count, f"{name}_accuracy": correct / count, "eval_s": eval_s}
 
