@@ -92,6 +92,7 @@ def test_killed_worker_costs_few_steps_and_changes_no_weight(start: StartJob, tm
     assert metrics["accuracy"] == undisturbed["accuracy"]
 
 
+@pytest.mark.fault  # No fault, but half a minute; test_shares.py has the shares.
 def test_streamed_images_reach_every_worker_once_an_epoch(start: StartJob, tmp_path: Path):
     write_cifar10(tmp_path, num_records=40)
     with start(

@@ -1,6 +1,7 @@
 """In the real training processes, each worker gets its own images of an epoch."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ NUM_RECORDS = 101
 
 @pytest.fixture(scope="module")
 def local_cluster(tmp_path_factory: pytest.TempPathFactory, ray_tmpdir: Path) -> Iterator[None]:
+    # The workers cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     config = compose(Config, "torch_ddp_train.conf", ["cluster.num_cpus=4"])
     report = Report("test", tmp_path_factory.mktemp("report"), {})
     with cluster.connect(config.cluster, cluster.Demand(2, 1), report, "torch_ddp_train"):

@@ -207,7 +207,7 @@ def ray_dataset(config: DataConfig) -> "ray.data.Dataset":
         images = ray.data.range(len(train.labels), override_num_blocks=8)
         return images.map_batches(lambda rows: _take(train, rows["id"]), num_cpus=1)
     paths = [str(path) for path in _cifar_paths(config, CIFAR_FILES["train"])]
-    files = ray.data.read_binary_files(paths, ray_remote_args={"num_cpus": 1})
+    files = ray.data.read_binary_files(paths, num_cpus=1)
     return files.map_batches(_decode_cifar, batch_size=1, num_cpus=1)
 
 
