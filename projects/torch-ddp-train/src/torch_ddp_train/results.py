@@ -99,9 +99,10 @@ def finish(outcome: Result, tracker: Tracker, report: Report) -> None:
             "epochs, best": f"{m['epochs']}, {m['best_epoch']}",
             "samples/s": f"{m['samples_per_s']:,.0f}",
             "restarts": m["restarts"],
-            **report.artifacts,
         },
     )
+    for name, path in report.artifacts.items():
+        logger.info("%s: %s", name.replace("_", " "), path)
 
 
 def summarize(events: list[Event]) -> dict[str, Any]:
