@@ -18,7 +18,6 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from ray_shared.report import Report
@@ -194,8 +193,6 @@ def train_epoch(worker: Worker) -> dict[str, float]:
     epoch_size = len(worker.images.splits["train"].labels)
     sums = torch.zeros(3, device=worker.device)
     data_s = between_s = 0.0
-    # The clock starts when all workers are back from the report of the epoch before.
-    dist.barrier()
     started = time.perf_counter()
     batches = data.epoch_batches(
         worker.config,
