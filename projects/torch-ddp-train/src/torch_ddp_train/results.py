@@ -139,6 +139,7 @@ def plot(events: list[Event], directory: Path) -> Path:
                 label=split,
             )
         ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylabel(metric)
         ax.grid(alpha=0.3)
         ax.legend()
