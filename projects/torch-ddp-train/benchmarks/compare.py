@@ -120,6 +120,7 @@ def run_once(
         if len(str(directory)) < 40:
             environment.setdefault("RAY_TMPDIR", str(directory))
     else:
+        environment["TMPDIR"] = str(directory)  # torchrun leaves directories behind.
         events_path.parent.mkdir()
         values = {
             key: dataclasses.asdict(getattr(config, key))
