@@ -93,7 +93,6 @@ def main(
             )()
             sys.exit(max(exit_codes))
 
-        # The name in the traceback of `python -m` and in console scripts stays that of the job.
         return entry
 
     return decorate
