@@ -1,9 +1,11 @@
 """Joining a cluster that runs already."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ray_shared.cluster import Demand
 from ray_shared.errors import UserError
 from ray_shared.groups import ClusterConfig
 from ray_shared.report import Report
-from ray_shared.testing import free_port, many_nodes
+from ray_shared.testing import free_port, many_nodes, wait_for
 
 from .conftest import StartJob
 
@@ -66,6 +68,45 @@ def test_joined_cluster_gets_the_packages_and_goes_on_afterwards(
                 # Not from the driver's directories, which only this machine has.
                 assert "py_modules_files" in ray.get(where.remote(module), timeout=60)
     assert all(node.all_processes for node in running_cluster.list_all_nodes())
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ends_the_job_and_not_the_cluster(
+    running_cluster: Any, start: StartJob, signum: signal.Signals, code: int
+):
+    address = f"cluster.address={running_cluster.address}"
+    with start("action=wait_connected", "cluster=existing", address) as job:
+        wait_for(lambda: "the job waits" in job.output(), "cluster", 60)
+        started = time.monotonic()
+        job.process.send_signal(signum)
+        assert job.wait(60) == code, job.output()
+        # Ray's own handler would drain a node first, for half a minute.
+        assert time.monotonic() - started < 15
+    assert job.result()["status"] == "failed"
+    assert job.result()["timings"].keys() == {"startup_s", "shutdown_s"}
+    assert len(running_cluster.list_all_nodes()) == 2
+    assert all(node.any_processes_alive() for node in running_cluster.list_all_nodes())
+
+
+@pytest.mark.fault  # pip builds an environment for the job.
+def test_third_party_packages_are_installed_on_request(
+    ray_tmpdir: Path, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    info = tmp_path / "ray_ref_tiny_job-0.1.dist-info"
+    info.mkdir()
+    requires = "Requires-Dist: ray-ref-shared\nRequires-Dist: iniconfig==2.0.0\n"
+    named = "Metadata-Version: 2.1\nName: ray-ref-tiny-job\nVersion: 0.1\n"
+    (info / "METADATA").write_text(named + requires)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert metadata.version("iniconfig") != "2.0.0"
+    # One node: two on one machine would build the environment in the same folder.
+    with many_nodes([1]) as nodes:
+        config = replace(EXISTING, address=nodes.address, install=True)
+        with cluster.connect(config, Demand(1, 1), report, "tiny_job"):
+            version = ray.remote(num_cpus=1)(
+                lambda: __import__("importlib.metadata").metadata.version("iniconfig")
+            )
+            assert ray.get(version.remote(), timeout=180) == "2.0.0"
 
 
 def test_too_many_workers_are_refused(running_cluster: Any, report: Report):
