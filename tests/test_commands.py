@@ -124,7 +124,7 @@ def test_commands_on_the_readmes_run(name: str, args: list[str], tmp_path: Path)
         done = subprocess.run(
             command,
             cwd=tmp_path,
-            env=os.environ | {"RAY_TMPDIR": ray_tmpdir},
+            env=os.environ | {"RAY_TMPDIR": ray_tmpdir, "TMPDIR": ray_tmpdir},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

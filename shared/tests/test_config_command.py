@@ -108,6 +108,16 @@ def test_multirun_runs_all_combinations(tmp_path: Path):
     assert ran == [(1, 8), (1, 64), (2, 8), (2, 64)]
 
 
+def test_jobs_of_a_sweep_may_not_share_a_run(tmp_path: Path):
+    done = run(tmp_path, "-m", "train.epochs=1,2", "run.name=mine")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: run.name=mine: several jobs of the sweep")
+    assert list(tmp_path.iterdir()) == []
+    named = "run.name=mine-${train.epochs}"
+    done = run(tmp_path, "-m", "train.epochs=1,2", named, "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+
+
 def test_multirun_exits_1_and_goes_on_when_one_job_fails(tmp_path: Path):
     done = run(tmp_path, "-m", "action=raise,ok", "hydra.sweep.dir=sweep")
     assert done.returncode == 1

@@ -58,8 +58,7 @@ def main(
 
     Returns:
         A decorator for `job(config, report)`. The decorated function takes its overrides from the
-        command line and exits with 0 (done), 1 (failed), 2 (the user's mistake), 130 (Ctrl-C) or
-        143 (SIGTERM).
+        command line and exits with 0 (done), 1 (failed), 2 (user's mistake), 130 or 143 (signals).
     """
 
     def decorate(job: Callable[[T, Report], None]) -> Callable[[], NoReturn]:
@@ -67,10 +66,12 @@ def main(
         def entry() -> NoReturn:
             args = get_args_parser().parse_args()
             only_shows = args.help or args.hydra_help or args.info or args.shell_completion
+            run_names: set[object] = set()
             try:
                 for overrides in [] if only_shows else _combinations(args.overrides, args.multirun):
                     name = args.config_name or "config"
                     config = compose(schema, conf, overrides, name, args.config_dir)
+                    _check_run_name(config, run_names)
                     if preflight is not None and args.cfg is None:
                         preflight(config)
             except UserError as error:
@@ -178,6 +179,15 @@ def _combinations(overrides: list[str], multirun: bool) -> list[list[str]]:
     except HydraException as error:
         raise UserError(_sentence(error)) from None
     return [combination for batch in batches for combination in batch]
+
+
+def _check_run_name(config: object, names: set[object]) -> None:
+    """Refuses a name that two jobs of a sweep share: one would continue the other."""
+    name = getattr(getattr(config, "run", None), "name", None)
+    if name in names:
+        hint = "leave it out, or put a swept value into it: 'run.name=mine-${train.seed}'"
+        raise UserError(f"run.name={name}: several jobs of the sweep would share the run; {hint}")
+    names |= {name} - {None}
 
 
 def _parse(override: str) -> Override:

@@ -176,13 +176,14 @@ def steps_done_twice(events: list[Event]) -> int:
 
 @pytest.fixture(scope="session")
 def ray_tmpdir() -> Iterator[Path]:
-    """A short directory for Ray's sessions, removed at the end.
+    """A short directory for Ray's sessions and its processes' other files, removed at the end.
 
     Short, because the paths of Unix sockets below it may have 107 characters.
     """
     directory = Path(tempfile.mkdtemp(prefix="r-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(directory))
+        patch.setenv("TMPDIR", str(directory))  # Ray's dashboard leaves sockets behind.
         yield directory
     shutil.rmtree(directory, ignore_errors=True)
 

@@ -63,9 +63,8 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
     ) -> None:
         """Ray's hook: every rank has reported."""
         event = dict(metrics[0])
-        if "worker" in event:
-            del event["worker"]
-            event["workers"] = [m["worker"] for m in metrics]
+        if event.pop("worker", None) is not None:
+            event["workers"] = [m.get("worker") for m in metrics]
         if checkpoint is not None:
             event["checkpoint"] = checkpoint.path
         self.log(event)

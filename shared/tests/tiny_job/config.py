@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ray_shared.errors import check
-from ray_shared.groups import ClusterConfig
+from ray_shared.groups import ClusterConfig, RunConfig
 
 
 @dataclass
@@ -33,5 +33,6 @@ class Config:
 
     action: str
     cluster: ClusterConfig
+    run: RunConfig
     model: ModelConfig
     train: TrainConfig
