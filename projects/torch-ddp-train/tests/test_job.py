@@ -111,3 +111,12 @@ def test_streamed_images_reach_every_worker_once_an_epoch(start: StartJob, tmp_p
     assert [e["step"] for e in epochs] == [3, 6]
     assert [e["num_images"] for e in epochs] == [160, 160]
     assert job.result()["metrics"]["epochs"] == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpus_train_with_nccl(start: StartJob):
+    workers = f"scaling.num_workers={torch.cuda.device_count()}"
+    with start("experiment=gpu", workers, "train.epochs=20") as job:
+        assert job.wait(120) == 0, job.output()
+    assert "on GPU" in job.output()
+    assert job.result()["metrics"]["accuracy"] >= 0.9

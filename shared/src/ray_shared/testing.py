@@ -183,7 +183,7 @@ def ray_tmpdir() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="r-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(directory))
-        patch.setenv("TMPDIR", str(directory))  # Ray's dashboard leaves sockets behind.
+        patch.setenv("TMPDIR", str(directory))
         yield directory
     shutil.rmtree(directory, ignore_errors=True)
 
