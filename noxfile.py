@@ -14,6 +14,7 @@ import nox
 
 # Each project's session, named as its folder.
 PROJECTS = {
+    "core-parameter-server": "projects/core-parameter-server",
     "torch-ddp-train": "projects/torch-ddp-train",
 }
 

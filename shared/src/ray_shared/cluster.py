@@ -40,7 +40,9 @@ class Demand:
     cpus_per_worker: float
     gpus_per_worker: float = 0
     extra_cpus: float = 0
-    """CPUs beside the workers, anywhere in the cluster (Ray Data's tasks, say)."""
+    """CPUs beside the workers, anywhere in the cluster."""
+    extra_for: str = "data tasks"
+    """What those are for."""
 
     def check(self, nodes: Sequence[dict[str, float]]) -> None:
         """Refuses a demand that these nodes can never meet.
@@ -64,8 +66,9 @@ class Demand:
             )
         if cpus < self.num_workers * self.cpus_per_worker + self.extra_cpus:
             raise UserError(
-                f"the workers take all {cpus:g} CPU, and {self.extra_cpus:g} more must stay free "
-                "for data tasks: raise cluster.num_cpus or lower scaling.num_workers"
+                f"{self.num_workers} worker(s) of {self.cpus_per_worker:g} CPU and "
+                f"{self.extra_cpus:g} CPU for {self.extra_for} are more than the cluster's "
+                f"{cpus:g} CPU: raise cluster.num_cpus or lower scaling.num_workers"
             )
 
     def _places(self, node: dict[str, float]) -> int:

@@ -60,9 +60,7 @@ def record_run(directory: Storage, locked: dict[str, Any]) -> None:
     """Writes the record of a new run; an existing one stays."""
     record = directory.child(RECORD)
     if not record.exists():
-        part = directory.child(f"{RECORD}.part")
-        part.write_bytes(json.dumps(locked, indent=2).encode())
-        record.filesystem.move(part.path, record.path)
+        record.write_atomically(json.dumps(locked, indent=2).encode())
 
 
 def _read(file: Storage) -> dict[str, Any] | None:

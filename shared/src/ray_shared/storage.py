@@ -51,6 +51,28 @@ class Storage:
         with self.filesystem.open_output_stream(self.path) as stream:
             stream.write(content)
 
+    def write_atomically(self, content: bytes) -> None:
+        """Writes the file, with its directories: a reader sees all of it or what was there."""
+        part = Storage(self.filesystem, f"{self.path}.part", f"{self.uri}.part")
+        part.write_bytes(content)
+        self.filesystem.move(part.path, self.path)
+
+    def names(self) -> list[str]:
+        """Names of the files and directories in this directory, sorted; none if it is missing."""
+        from pyarrow.fs import FileSelector
+
+        entries = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
+        return sorted(entry.base_name for entry in entries)
+
+    def delete(self) -> None:
+        """Removes the file, or the directory with all that it holds."""
+        from pyarrow.fs import FileType
+
+        if self.filesystem.get_file_info(self.path).type == FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+        else:
+            self.filesystem.delete_file(self.path)
+
     def upload(self, directory: Path) -> None:
         """Copies a local directory here."""
         from pyarrow.fs import copy_files

@@ -1,0 +1,1 @@
+"""A sharded parameter server on Ray Core."""

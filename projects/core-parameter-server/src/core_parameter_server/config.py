@@ -1,0 +1,239 @@
+"""The schema of the configuration: types, units and ranges. The values are in `conf/`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray_shared.errors import UserError, check
+from ray_shared.groups import ClusterConfig, RunConfig, StorageConfig, TrackingConfig
+
+PROJECT = "core-parameter-server"
+ACTIONS = ("train", "compare", "straggler", "tour")
+MODES = ("sync", "async", "ssp")
+PLACEMENTS = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+OPTIMIZERS = ("sgd", "momentum", "adam")
+COMPRESSIONS = ("none", "fp16", "topk")
+DIGITS_PIXELS, DIGITS_CLASSES = 64, 10
+
+
+@dataclass
+class ProblemConfig:
+    """What to minimize."""
+
+    name: str
+    """`digits`: a network on handwritten digits; `quadratic`: a sum of squares with noise."""
+    width: int
+    """digits: units of the hidden layer. At least 1."""
+    size: int
+    """quadratic: number of parameters. At least 1."""
+    noise: float
+    """quadratic: standard deviation of the noise in each gradient. At least 0."""
+    num_samples: int
+    """quadratic: size of the make-believe data set, all workers together. At least 1."""
+
+    def __post_init__(self) -> None:
+        names = ("digits", "quadratic")
+        check(self.name in names, "problem.name", self.name, " or ".join(names))
+        for key in ("width", "size", "num_samples"):
+            check(getattr(self, key) >= 1, f"problem.{key}", getattr(self, key), ">= 1")
+        check(self.noise >= 0, "problem.noise", self.noise, ">= 0")
+
+    @property
+    def num_parameters(self) -> int:
+        """Length of the flat parameter vector."""
+        if self.name == "quadratic":
+            return self.size
+        return (DIGITS_PIXELS + 1) * self.width + (self.width + 1) * DIGITS_CLASSES
+
+
+@dataclass
+class ServerConfig:
+    """The parameter server."""
+
+    num_shards: int
+    """Actors that share the parameter vector, a contiguous slice each. At least 1."""
+    mode: str
+    """`sync`: one update from the mean of all workers' gradients; `async`: one update for each
+    gradient, whenever it comes; `ssp`: as async, but no worker gets too far ahead."""
+    max_staleness: int
+    """ssp: by how many gradients a worker may be ahead of the slowest when it starts the next. At
+    least 0."""
+    num_backup: int
+    """sync: how many of the slowest gradients each update does without. Less than the workers."""
+    compression: str
+    """Of gradients on their way to the server: `none`, `fp16`, or `topk`: the largest entries only,
+    what is left out is added to the worker's next gradient."""
+    topk_fraction: float
+    """topk: the share of the entries that are sent. In (0, 1]."""
+    cpus_per_shard: float
+    """CPUs that each shard reserves. More than 0."""
+    placement: str
+    """How the placement group lays shards and workers out over nodes: `PACK`, `SPREAD`,
+    `STRICT_PACK` or `STRICT_SPREAD`."""
+
+    def __post_init__(self) -> None:
+        check(self.num_shards >= 1, "server.num_shards", self.num_shards, ">= 1")
+        check(self.mode in MODES, "server.mode", self.mode, f"one of {', '.join(MODES)}")
+        check(self.max_staleness >= 0, "server.max_staleness", self.max_staleness, ">= 0")
+        check(self.num_backup >= 0, "server.num_backup", self.num_backup, ">= 0")
+        ok = self.compression in COMPRESSIONS
+        check(ok, "server.compression", self.compression, f"one of {', '.join(COMPRESSIONS)}")
+        check(0 < self.topk_fraction <= 1, "server.topk_fraction", self.topk_fraction, "in (0, 1]")
+        check(self.cpus_per_shard > 0, "server.cpus_per_shard", self.cpus_per_shard, "> 0")
+        ok = self.placement in PLACEMENTS
+        check(ok, "server.placement", self.placement, f"one of {', '.join(PLACEMENTS)}")
+
+
+@dataclass
+class ScalingConfig:
+    """How many workers, and what each of them gets."""
+
+    num_workers: int
+    """Actors that compute gradients. At least 1."""
+    cpus_per_worker: float
+    """CPUs that each worker reserves. More than 0."""
+
+    def __post_init__(self) -> None:
+        check(self.num_workers >= 1, "scaling.num_workers", self.num_workers, ">= 1")
+        check(self.cpus_per_worker > 0, "scaling.cpus_per_worker", self.cpus_per_worker, "> 0")
+
+
+@dataclass
+class TrainConfig:
+    """How to train."""
+
+    epochs: int
+    """Passes of each worker over its share of the data. At least 1."""
+    batch_size: int
+    """Samples of one gradient of one worker, at most. At least 1."""
+    optimizer: str
+    """`sgd`, `momentum` or `adam`; it runs in the shards, which hold its state."""
+    lr: float
+    """Learning rate. More than 0."""
+    momentum: float
+    """momentum: share of the last step that is kept. In [0, 1)."""
+    beta1: float
+    """adam: decay of the mean of the gradients. In [0, 1)."""
+    beta2: float
+    """adam: decay of the mean of their squares. In [0, 1)."""
+    seed: int
+    """Seed of the first weights and of the order of the samples. At least 0."""
+    eval_every_updates: int
+    """Updates between two looks at the validation loss. At least 1."""
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
+        check(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        ok = self.optimizer in OPTIMIZERS
+        check(ok, "train.optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+        check(self.lr > 0, "train.lr", self.lr, "> 0")
+        for key in ("momentum", "beta1", "beta2"):
+            check(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "in [0, 1)")
+        check(self.seed >= 0, "train.seed", self.seed, ">= 0")
+        every = self.eval_every_updates
+        check(every >= 1, "train.eval_every_updates", every, ">= 1")
+
+
+@dataclass
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every_updates: int
+    """Updates between two checkpoints; 0: only the first and the last version."""
+    num_to_keep: int
+    """How many of the newest checkpoints stay. At least 1."""
+
+    def __post_init__(self) -> None:
+        check(self.every_updates >= 0, "checkpoint.every_updates", self.every_updates, ">= 0")
+        check(self.num_to_keep >= 1, "checkpoint.num_to_keep", self.num_to_keep, ">= 1")
+
+
+@dataclass
+class FailureConfig:
+    """What is survived, and how often."""
+
+    max_failures: int
+    """How often each actor may die before the job fails; -1: no limit."""
+
+    def __post_init__(self) -> None:
+        check(self.max_failures >= -1, "failure.max_failures", self.max_failures, ">= -1")
+
+
+@dataclass
+class StragglerConfig:
+    """A worker that is slower than the others, and how long it takes then."""
+
+    factor: float
+    """How many times longer the last worker takes for a gradient; 1: no straggler. At least 1."""
+    compute_s: float
+    """Seconds that a gradient takes at least, on every worker. At least 0."""
+    target_loss: float
+    """compare, straggler: the validation loss to be reached. More than 0."""
+
+    def __post_init__(self) -> None:
+        check(self.factor >= 1, "straggler.factor", self.factor, ">= 1")
+        check(self.compute_s >= 0, "straggler.compute_s", self.compute_s, ">= 0")
+        check(self.target_loss > 0, "straggler.target_loss", self.target_loss, "> 0")
+
+
+@dataclass
+class TourConfig:
+    """Sizes of the stations of `action=tour`."""
+
+    num_operations: int
+    """Tiny operations, done one by one and in batches. At least 1."""
+    array_mb: int
+    """MB of the array that tasks share. At least 1."""
+    object_store_mb: int
+    """MB of a small object store, for the station that streams more than it holds. At least 80."""
+
+    def __post_init__(self) -> None:
+        check(self.num_operations >= 1, "tour.num_operations", self.num_operations, ">= 1")
+        check(self.array_mb >= 1, "tour.array_mb", self.array_mb, ">= 1")
+        check(self.object_store_mb >= 80, "tour.object_store_mb", self.object_store_mb, ">= 80")
+
+
+@dataclass
+class Config:
+    """The whole configuration of `core-parameter-server`."""
+
+    action: str
+    """`train`; `compare`: sync, async and ssp beside each other; `straggler`: the same with a slow
+    worker; `tour`: Ray Core, one idea after the other."""
+    cluster: ClusterConfig
+    storage: StorageConfig
+    run: RunConfig
+    scaling: ScalingConfig
+    checkpoint: CheckpointConfig
+    failure: FailureConfig
+    tracking: TrackingConfig
+    problem: ProblemConfig
+    server: ServerConfig
+    train: TrainConfig
+    straggler: StragglerConfig
+    tour: TourConfig
+
+    def __post_init__(self) -> None:
+        check(self.action in ACTIONS, "action", self.action, f"one of {', '.join(ACTIONS)}")
+        size, shards = self.problem.num_parameters, self.server.num_shards
+        check(shards <= size, "server.num_shards", shards, f"<= {size}, the number of parameters")
+        workers, backup = self.scaling.num_workers, self.server.num_backup
+        allowed = f"< scaling.num_workers={workers}"
+        check(backup < workers, "server.num_backup", backup, allowed)
+        if backup and self.server.mode != "sync" and self.action == "train":
+            raise UserError(f"server.num_backup={backup}: only with server.mode=sync")
+
+    def locked(self) -> dict[str, Any]:
+        """What a resumed run must not change: its weights, or its positions, would mean nothing.
+
+        The number of shards may change: the slices are cut anew.
+        """
+        train = self.train
+        return {
+            "problem": asdict(self.problem),
+            "scaling": {"num_workers": self.scaling.num_workers},
+            "train": {
+                "batch_size": train.batch_size,
+                "optimizer": train.optimizer,
+                "seed": train.seed,
+            },
+        }

@@ -1,0 +1,149 @@
+"""What a worker minimizes: its share of the data, and the gradient of the loss on it.
+
+Weights and gradients are flat vectors, float32 [num_parameters]: a server knows no layers.
+"""
+
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core_parameter_server.compression import Array
+from core_parameter_server.config import DIGITS_CLASSES, DIGITS_PIXELS, Config
+
+SPLIT_SEED = 0
+SPLITS = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}
+
+
+class Problem(Protocol):
+    """What workers need to know."""
+
+    weights: Array
+    """float32 [num_parameters], for the caller to write into; at first the initial weights, the
+    same on every worker."""
+
+    def gradient(self, clock: int) -> tuple[Array, float, int]:
+        """The gradient at `weights` for one batch.
+
+        Args:
+            clock: How many gradients this worker has computed before; decides the batch.
+
+        Returns:
+            The gradient of the mean loss, float32 [num_parameters], valid until the next call; that
+            loss; the number of samples.
+        """
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics at `weights` on `val` or `test`."""
+
+
+def make_problem(config: Config, rank: int) -> Problem:
+    """The problem as one worker sees it."""
+    return Digits(config, rank) if config.problem.name == "digits" else Quadratic(config, rank)
+
+
+def share(num_samples: int, rank: int, num_workers: int) -> Array:
+    """The samples of one worker: disjoint, together all, equal but for one; int64 [n]."""
+    return np.arange(rank, num_samples, num_workers)
+
+
+def batches_per_epoch(num_samples: int, num_workers: int, batch_size: int) -> int:
+    """The same for every worker."""
+    return max(1, math.ceil(math.ceil(num_samples / num_workers) / batch_size))
+
+
+def batch(samples: Array, clock: int, num_batches: int, seed: list[int]) -> Array:
+    """The samples of a worker's gradient number `clock`.
+
+    Each epoch has an order of its own and is cut into `num_batches` parts that differ by at most
+    one sample. It depends on the arguments alone, so that a gradient can be computed again.
+    """
+    epoch, index = divmod(clock, num_batches)
+    order = np.random.default_rng([*seed, epoch]).permutation(samples)
+    return np.array_split(order, num_batches)[index]
+
+
+class Digits:
+    """A network with one hidden layer on scikit-learn's 8x8 images of handwritten digits."""
+
+    def __init__(self, config: Config, rank: int):
+        from sklearn.datasets import load_digits
+
+        torch.set_num_threads(1)  # A worker reserves a part of a core.
+        digits = load_digits()
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(digits.target))
+        self.splits = {}
+        for name, (low, high) in SPLITS.items():
+            rows = order[round(low * len(order)) : round(high * len(order))]
+            # Pixels are 0 to 16.
+            images = torch.tensor(digits.data[rows] / 8 - 1, dtype=torch.float32)
+            self.splits[name] = (images, torch.tensor(digits.target[rows]))
+        train, workers = config.train, config.scaling.num_workers
+        num_samples = len(self.splits["train"][1])
+        self.samples = share(num_samples, rank, workers)
+        self.num_batches = batches_per_epoch(num_samples, workers, train.batch_size)
+        self.seed = [train.seed, rank]
+
+        torch.manual_seed(train.seed)
+        width = config.problem.width
+        hidden, out = nn.Linear(DIGITS_PIXELS, width), nn.Linear(width, DIGITS_CLASSES)
+        self.model = nn.Sequential(hidden, nn.ReLU(), out)
+        weights = nn.utils.parameters_to_vector(self.model.parameters()).detach()
+        grad = torch.zeros_like(weights)
+        self.weights, self.grad = weights.numpy(), grad.numpy()  # The same memory.
+        # Parameters and gradients become windows into two flat vectors: nothing is gathered.
+        position = 0
+        for parameter in self.model.parameters():
+            window = slice(position, position + parameter.numel())
+            parameter.data = weights[window].view_as(parameter)
+            parameter.grad = grad[window].view_as(parameter)
+            position += parameter.numel()
+
+    def gradient(self, clock: int) -> tuple[Array, float, int]:
+        """Of the mean cross-entropy."""
+        rows = torch.from_numpy(batch(self.samples, clock, self.num_batches, self.seed))
+        images, labels = self.splits["train"]
+        self.grad.fill(0)
+        loss = F.cross_entropy(self.model(images[rows]), labels[rows])
+        loss.backward()
+        return self.grad, loss.item(), len(rows)
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Mean cross-entropy, and the share of the images that are right."""
+        images, labels = self.splits[split]
+        logits = self.model(images)
+        accuracy = (logits.argmax(1) == labels).float().mean().item()
+        return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": accuracy}
+
+
+class Quadratic:
+    """The mean of `(w - target)^2 / 2` over the parameters' entries, with noise in the gradient."""
+
+    def __init__(self, config: Config, rank: int):
+        problem, train, workers = config.problem, config.train, config.scaling.num_workers
+        rng = np.random.default_rng(train.seed)
+        self.target = rng.standard_normal(problem.size, dtype=np.float32)
+        self.weights = np.zeros_like(self.target)
+        self.noise = problem.noise
+        self.samples = share(problem.num_samples, rank, workers)
+        self.num_batches = batches_per_epoch(problem.num_samples, workers, train.batch_size)
+        self.seed = [train.seed, rank]
+
+    def gradient(self, clock: int) -> tuple[Array, float, int]:
+        """Of the sum over the entries: else more parameters would need a larger learning rate."""
+        rows = batch(self.samples, clock, self.num_batches, self.seed)
+        rng = np.random.default_rng([*self.seed, clock, 1])
+        gradient = self.weights - self.target
+        loss = float(np.mean(gradient**2) / 2)
+        if self.noise:
+            noise = rng.standard_normal(len(gradient), dtype=np.float32)
+            gradient += noise * np.float32(self.noise / math.sqrt(max(len(rows), 1)))
+        return gradient, loss, len(rows)
+
+    def evaluate(self, split: str) -> dict[str, float]:  # noqa: ARG002 - there is one set only
+        """The loss without noise."""
+        return {"loss": float(np.mean((self.weights - self.target) ** 2) / 2)}
