@@ -14,7 +14,8 @@ from pyarrow import fs
 from ray_shared import s3
 from ray_shared.errors import UserError
 from ray_shared.storage import Storage, open_storage, probe
-from ray_shared.testing import S3Server, free_port
+from ray_shared.testing import free_port
+from ray_shared.testing_s3 import S3Server
 
 BUCKET = "tests"
 

@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from ray_shared.testing import Job, ray_tmpdir, s3_server, start_job
+from ray_shared.testing import Job, ray_tmpdir, start_job
+from ray_shared.testing_s3 import s3_server
 
 __all__ = ["ray_tmpdir", "s3_server"]
 

@@ -38,9 +38,3 @@ def snapshot(directory: Path, run: str) -> dict[str, Any]:
 def newest_checkpoint(directory: Path, run: str) -> Path:
     name = snapshot(directory, run)["latest_checkpoint_result"]["checkpoint_dir_name"]
     return directory / "runs" / run / name
-
-
-def training_left(job: Job) -> list[str]:
-    """The job's processes that still run, but Ray's two agents."""
-    names = [" ".join(process.cmdline()).strip() for process in job.survivors()]
-    return [name for name in names if name not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from ray.train import Checkpoint
 from ray_shared.storage import open_storage
-from ray_shared.testing import S3Server, steps_done_twice, wait_for
+from ray_shared.testing import steps_done_twice, wait_for
+from ray_shared.testing_s3 import S3Server
 from safetensors.torch import load_file
 from torch_ddp_train import checkpoint as ckpt
 
@@ -26,7 +27,6 @@ from .counting import (
     starts,
     step_reached,
     steps,
-    training_left,
 )
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
@@ -126,8 +126,7 @@ def test_killed_driver_takes_everything_along_and_the_next_start_resumes(
         job.remember_family()
         job.process.kill()
         job.process.wait()
-        # Two idle agents of Ray stay longer: first they try to report to the dead cluster.
-        wait_for(lambda: not training_left(job), "end of the processes of the killed driver", 30)
+        wait_for(lambda: not job.survivors_but_agents(), "end of the killed driver's processes", 30)
         killed_at = max(steps(job))
     with start("run.name=killed", "run.resume=must", *COUNTED) as again:
         assert again.wait() == 0, again.output()

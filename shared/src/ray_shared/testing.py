@@ -1,7 +1,7 @@
 """For tests: jobs as real processes, clusters of many nodes, and things that kill parts of them.
 
 Everything here stops only processes that it started itself. A `conftest.py` imports the fixtures it
-needs: `from ray_shared.testing import ray_tmpdir, s3_server`.
+needs: `from ray_shared.testing import ray_tmpdir`.
 """
 
 import contextlib
@@ -14,9 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -122,6 +120,18 @@ class Job:
                     alive.append(process)
         return alive
 
+    def survivors_but_agents(self) -> list[str]:
+        """The names of its survivors, without Ray's two agents.
+
+        After a driver was killed those stay for some time: first they try to report to the dead
+        cluster.
+        """
+        names = []
+        for process in self.survivors():
+            with contextlib.suppress(psutil.NoSuchProcess):  # Or a zombie by now.
+                names.append(" ".join(process.cmdline()).strip())
+        return [n for n in names if n not in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+
 
 @contextlib.contextmanager
 def start_job(
@@ -218,99 +228,6 @@ def drain_node(cluster: "Cluster", node_id: str, deadline_s: int) -> None:
     client = GcsClient(address=cluster.address)
     accepted, why = client.drain_node(node_id, reason, "taken away by a test", deadline_ms)
     assert accepted, why
-
-
-class S3Server:
-    """moto's S3 server in a process of its own, behind a TCP proxy that can cut the line."""
-
-    def __init__(self, moto_server: str):
-        self._port = free_port()
-        self._process = subprocess.Popen(
-            [moto_server, "-H", "127.0.0.1", "-p", str(self._port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self._connections: set[socket.socket] = set()
-        self._listener: socket.socket | None = None
-        self.port = free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-        wait_for(self._answers, "answer from moto's server", 60)
-        self._listen()
-
-    def create_bucket(self, name: str) -> None:
-        """Makes an empty bucket."""
-        url = f"http://127.0.0.1:{self._port}/{name}"
-        urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=10).close()
-
-    @contextlib.contextmanager
-    def gone(self) -> Iterator[None]:
-        """For the length of the block connections break and new ones are refused."""
-        self._stop_listening()
-        try:
-            yield
-        finally:
-            self._listen()
-
-    def close(self) -> None:
-        """Stops the proxy and the server."""
-        self._stop_listening()
-        self._process.terminate()
-        self._process.wait(10)
-
-    def _answers(self) -> bool:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{self._port}/moto-api/", timeout=1).close()
-        except OSError:
-            return False
-        return True
-
-    def _listen(self) -> None:
-        listener = socket.create_server(("127.0.0.1", self.port))
-        self._listener = listener
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
-
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)  # Wakes up `accept`.
-            self._listener.close()
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self._port))
-            for source, target in ((client, server), (server, client)):
-                self._connections.add(source)
-                threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while content := source.recv(65536):
-                target.sendall(content)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-        self._connections.discard(source)
-        source.close()
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    """A real S3 server; `AWS_*` point to it for the length of the session."""
-    assert "MOTO_SERVER" in os.environ, "set MOTO_SERVER to moto's server, as the nox sessions do"
-    server = S3Server(os.environ["MOTO_SERVER"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_REGION", "us-east-1")
-        yield server
-    server.close()
 
 
 def free_port() -> int:
