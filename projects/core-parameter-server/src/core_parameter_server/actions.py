@@ -100,7 +100,9 @@ def show_variants(config: Config, rows: dict[str, dict[str, Any]]) -> None:
     """A row for each variant."""
     slow = f", the last worker {config.straggler.factor:g} times slower"
     title = f"{config.action}: to a validation loss of {config.straggler.target_loss:g}"
-    table = Table(title=title + (slow if config.action == "straggler" else ""), title_justify="left")
+    table = Table(
+        title=title + (slow if config.action == "straggler" else ""), title_justify="left"
+    )
     for column in ("", "seconds", "updates", "epochs", "staleness <=", "dropped", "updates/s"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in rows.items():

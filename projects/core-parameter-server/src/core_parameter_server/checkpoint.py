@@ -121,7 +121,9 @@ def checkpoints(run_dir: Storage) -> list[Checkpoint]:
         try:
             found.append(Checkpoint(run_dir.child(name), **json.loads(manifest.read_bytes())))
         except (ValueError, TypeError):
-            raise UserError(f"{manifest.uri}: damaged; remove its directory to do without") from None
+            raise UserError(
+                f"{manifest.uri}: damaged; remove its directory to do without"
+            ) from None
     return sorted(found, key=lambda c: c.version)
 
 

@@ -160,14 +160,14 @@ class FailureConfig:
 
 @dataclass
 class StragglerConfig:
-    """A worker that is slower than the others, and how long it takes then."""
+    """What `action=compare` and `action=straggler` measure."""
 
     factor: float
-    """How many times longer the last worker takes for a gradient; 1: no straggler. At least 1."""
+    """straggler: how many times longer the last worker takes for a gradient. At least 1."""
     compute_s: float
-    """Seconds that a gradient takes at least, on every worker. At least 0."""
+    """straggler: seconds that a gradient takes at least, on every worker. At least 0."""
     target_loss: float
-    """compare, straggler: the validation loss to be reached. More than 0."""
+    """The validation loss to be reached. More than 0."""
 
     def __post_init__(self) -> None:
         check(self.factor >= 1, "straggler.factor", self.factor, ">= 1")
@@ -221,6 +221,8 @@ class Config:
         check(backup < workers, "server.num_backup", backup, allowed)
         if backup and self.server.mode != "sync" and self.action == "train":
             raise UserError(f"server.num_backup={backup}: only with server.mode=sync")
+        if self.action == "straggler" and workers < 2:
+            raise UserError("scaling.num_workers=1: action=straggler needs at least 2")
 
     def locked(self) -> dict[str, Any]:
         """What a resumed run must not change: its weights, or its positions, would mean nothing.

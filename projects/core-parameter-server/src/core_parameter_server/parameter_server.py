@@ -109,9 +109,7 @@ class Shard:
         """Writes the shard's file of a checkpoint; returns its entry in the manifest."""
         self._expect(version)
         arrays = {"weights": self.weights} | self.optimizer.slots
-        return ckpt.write_shard(
-            directory, self.index, self.start, arrays, self.optimizer.num_steps
-        )
+        return ckpt.write_shard(directory, self.index, self.start, arrays, self.optimizer.num_steps)
 
     def _expect(self, version: int) -> None:
         if self.version is None:

@@ -137,14 +137,19 @@ class Training:
                 fresh.append((gradient, stats))
             else:
                 self.counts.num_dropped += 1
+        fresh.sort(key=lambda found: found[0].worker)  # Sums of floats depend on the order.
         total = sum(stats["count"] for _, stats in fresh)
         self.push(fresh, [stats["count"] / total for _, stats in fresh])
 
     def async_update(self) -> None:
-        """One update from one gradient, whichever is done first."""
+        """One update from one gradient, whichever is done first.
+
+        It counts for one worker's share: as many of them as there are workers go as far as one
+        synchronous update.
+        """
         for worker in self.clocks.may_start(self.idle):
             self.start(worker)
-        self.push([self.next_gradient()], [1.0])
+        self.push([self.next_gradient()], [1 / self.config.scaling.num_workers])
 
     def start(self, worker: int) -> None:
         """Asks a worker for its next gradient, at the newest weights."""
@@ -152,7 +157,8 @@ class Training:
         num_returns = len(self.actors.shards) + 1
         method = self.actors.workers[worker].gradient.options(num_returns=num_returns)
         *parts, stats = method.remote(self.clocks.clocks[worker], *self.server.pull())
-        staleness = self.clocks.staleness(worker)
+        sync = self.config.server.mode == "sync"  # Then nothing is missing from the weights.
+        staleness = 0 if sync else self.clocks.staleness(worker)
         self.in_flight[stats] = InFlight(worker, self.server.version, staleness, parts)
         self.idle.remove(worker)
 
@@ -233,7 +239,10 @@ class Training:
                 break
             split = event["split"]
             event |= {f"{split}_{name}": value for name, value in ray.get(ref).items()}
-            event |= {"grad_norm": self.grad_norm, "updates_per_s": event["step"] / event["seconds"]}
+            event |= {
+                "grad_norm": self.grad_norm,
+                "updates_per_s": event["step"] / event["seconds"],
+            }
             self.evaluations.popleft()
             self.log(event)
             done.append(event)
