@@ -74,7 +74,7 @@ def variants(config: Config) -> dict[str, ServerConfig]:
     """The modes to compare, by the name that people read."""
     base = config.server
     bound = base.max_staleness
-    modes = {
+    modes: dict[str, dict[str, Any]] = {
         "sync": {"mode": "sync", "num_backup": 0},
         f"ssp {bound}": {"mode": "ssp", "num_backup": 0},
         "async": {"mode": "async", "num_backup": 0},
@@ -98,11 +98,10 @@ def outcome(training: Training, events: list[Event], target: float) -> dict[str,
 
 def show_variants(config: Config, rows: dict[str, dict[str, Any]]) -> None:
     """A row for each variant."""
-    slow = f", the last worker {config.straggler.factor:g} times slower"
     title = f"{config.action}: to a validation loss of {config.straggler.target_loss:g}"
-    table = Table(
-        title=title + (slow if config.action == "straggler" else ""), title_justify="left"
-    )
+    if config.action == "straggler":
+        title += f", the last worker {config.straggler.factor:g} times slower"
+    table = Table(title=title, title_justify="left")
     for column in ("", "seconds", "updates", "epochs", "staleness <=", "dropped", "updates/s"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in rows.items():

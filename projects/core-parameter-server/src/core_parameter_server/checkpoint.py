@@ -23,7 +23,7 @@ LATEST = "latest.json"
 PREFIX = "checkpoint-"
 
 
-class DamagedCheckpoint(Exception):
+class DamagedCheckpointError(Exception):
     """A file of a checkpoint is not what its manifest says."""
 
 
@@ -52,7 +52,7 @@ class Checkpoint:
             Arrays, float32 [stop - start], by name; number of the optimizer's steps.
 
         Raises:
-            DamagedCheckpoint: Names the file.
+            DamagedCheckpointError: Names the file.
         """
         parts: dict[str, list[Array]] = {}
         for shard in self.shards:
@@ -70,7 +70,7 @@ class Checkpoint:
         content = file.read_bytes() if file.exists() else b""
         if hashlib.sha256(content).hexdigest() != shard["sha256"]:
             found = f"{len(content)} bytes, another SHA-256" if content else "missing or empty"
-            raise DamagedCheckpoint(f"{file.uri}: damaged ({found})")
+            raise DamagedCheckpointError(f"{file.uri}: damaged ({found})")
         with np.load(io.BytesIO(content)) as arrays:
             return dict(arrays)
 
@@ -142,7 +142,7 @@ def check_newest(run_dir: Storage, size: int) -> None:
         )
     try:
         newest.read(0, size)
-    except DamagedCheckpoint as error:
+    except DamagedCheckpointError as error:
         raise UserError(f"{error}; remove {newest.directory.uri} to do without it") from None
 
 

@@ -5,17 +5,18 @@ how many a worker is ahead of the slowest one when it starts: so many gradients 
 missing from the weights it reads. Asynchronous training does not bound it; stale-synchronous
 parallel training does: who is too far ahead waits.
 
-Source: Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server",
-NIPS 2013.
+Source: Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter
+Server", NIPS 2013.
 """
 
+import itertools
 from collections.abc import Iterable
 
 
 def slices(size: int, num_shards: int) -> list[tuple[int, int]]:
     """Start and stop of each shard's slice of the vector; they differ by at most one entry."""
     cuts = [size * shard // num_shards for shard in range(num_shards + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 class Clocks:

@@ -33,16 +33,15 @@ MAX_PENDING_UPDATES = 4
 """Updates that the driver runs ahead of the slowest shard."""
 
 
-class ForgottenState(Exception):
+class ForgottenStateError(Exception):
     """A shard has started anew, and knows neither weights nor version."""
 
 
 # What Ray raises when an actor dies, or when an object went with the node that it was on.
 # (A method's own exception comes as RayTaskError, and ends the job.)
-LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ForgottenState)
+LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ForgottenStateError)
 
 
-@ray.remote(num_cpus=0)  # `start_actors` states what each really takes.
 class Shard:
     """One slice of the parameters, and the optimizer's state for it.
 
@@ -113,11 +112,10 @@ class Shard:
 
     def _expect(self, version: int) -> None:
         if self.version is None:
-            raise ForgottenState(f"shard {self.index}")
+            raise ForgottenStateError(f"shard {self.index}")
         assert self.version == version, (self.version, version)
 
 
-@ray.remote(num_cpus=0)
 class Worker:
     """Computes gradients on its own share of the data.
 
@@ -136,9 +134,10 @@ class Worker:
         self.compressor = Compressor(config.server.compression, config.server.topk_fraction)
 
     @ray.method(max_task_retries=-1)
-    def first_weights(self) -> list[Array]:
-        """The slices of the initial weights, one for each shard."""
-        return [self.initial[start:stop] for start, stop in self.bounds]
+    def first_weights(self, shard: int) -> Array:
+        """One shard's slice of the initial weights, the same on every worker."""
+        start, stop = self.bounds[shard]
+        return self.initial[start:stop]
 
     @ray.method(max_task_retries=-1)
     def describe(self) -> dict[str, Any]:
@@ -202,22 +201,20 @@ class Actors:
         cpus += [scaling.cpus_per_worker] * scaling.num_workers
         group = placement_group([{"CPU": each} for each in cpus], strategy=server.placement)
 
-        def options(bundle: int) -> dict[str, Any]:
-            place = PlacementGroupSchedulingStrategy(group, bundle)
-            restarts = config.failure.max_failures
-            return {
-                "num_cpus": cpus[bundle],
-                "scheduling_strategy": place,
-                "max_restarts": restarts,
-            }
+        def actor(kind: type, bundle: int) -> Any:
+            return ray.remote(
+                num_cpus=cpus[bundle],
+                max_restarts=config.failure.max_failures,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
+            )(kind)
 
         bounds = slices(config.problem.num_parameters, server.num_shards)
         self.shards = [
-            Shard.options(**options(index)).remote(config.train, index, start, stop)
+            actor(Shard, index).remote(config.train, index, start, stop)
             for index, (start, stop) in enumerate(bounds)
         ]
         self.workers = [
-            Worker.options(**options(server.num_shards + rank)).remote(config, rank)
+            actor(Worker, server.num_shards + rank).remote(config, rank)
             for rank in range(scaling.num_workers)
         ]
 

@@ -9,11 +9,13 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from core_parameter_server.compression import Array
 from core_parameter_server.config import DIGITS_CLASSES, DIGITS_PIXELS, Config
 
+Rows = NDArray[np.int64]
 SPLIT_SEED = 0
 SPLITS = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}
 
@@ -21,6 +23,8 @@ SPLITS = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}
 class Problem(Protocol):
     """What workers need to know."""
 
+    num_batches: int
+    """Gradients of one epoch."""
     weights: Array
     """float32 [num_parameters], for the caller to write into; at first the initial weights, the
     same on every worker."""
@@ -45,7 +49,7 @@ def make_problem(config: Config, rank: int) -> Problem:
     return Digits(config, rank) if config.problem.name == "digits" else Quadratic(config, rank)
 
 
-def share(num_samples: int, rank: int, num_workers: int) -> Array:
+def share(num_samples: int, rank: int, num_workers: int) -> Rows:
     """The samples of one worker: disjoint, together all, equal but for one; int64 [n]."""
     return np.arange(rank, num_samples, num_workers)
 
@@ -55,7 +59,7 @@ def batches_per_epoch(num_samples: int, num_workers: int, batch_size: int) -> in
     return max(1, math.ceil(math.ceil(num_samples / num_workers) / batch_size))
 
 
-def batch(samples: Array, clock: int, num_batches: int, seed: list[int]) -> Array:
+def batch(samples: Rows, clock: int, num_batches: int, seed: list[int]) -> Rows:
     """The samples of a worker's gradient number `clock`.
 
     Each epoch has an order of its own and is cut into `num_batches` parts that differ by at most

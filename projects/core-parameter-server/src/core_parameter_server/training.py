@@ -87,9 +87,8 @@ class Training:
             self.server.restore(newest)
             self.clocks.clocks = list(newest.clocks)
         else:
-            method = self.actors.workers[0].first_weights
-            first = method.options(num_returns=len(self.actors.shards)).remote()
-            self.server.load(first if isinstance(first, list) else [first])
+            first = self.actors.workers[0].first_weights
+            self.server.load([first.remote(shard) for shard in range(len(self.actors.shards))])
             self.save(wait=True)  # From here on there is always something to go back to.
         shards = [{"index": i, "pid": pid} for i, pid in enumerate(self.server.pids)]
         event = {"event": "start", "step": self.server.version, "num_workers": len(workers)}
@@ -289,7 +288,7 @@ class Training:
         self.idle = set(range(self.config.scaling.num_workers))
         try:
             lost = self.server.restore(newest)
-        except (*LOST, ckpt.DamagedCheckpoint) as reason:
+        except (*LOST, ckpt.DamagedCheckpointError) as reason:
             raise JobError(f"no way back to {newest.directory.uri}: {reason}") from reason
         self.clocks.clocks = list(newest.clocks)
         self.counts.recoveries += 1
