@@ -115,6 +115,7 @@ def test_resume_must_have_a_checkpoint(start: StartJob):
     assert message.endswith("has no checkpoint to resume from")
 
 
+@pytest.mark.fault  # Three jobs; test_checkpoint.py holds the same without a cluster.
 def test_checkpoint_of_another_number_of_shards_is_cut_anew(start: StartJob, tmp_path: Path):
     options = ["problem=quadratic", "problem.size=100", "train.optimizer=adam"]
     options += ["scaling.num_workers=2", "run.name=cut"]

@@ -82,17 +82,17 @@ def test_killed_shard_comes_back_and_the_result_is_that_of_an_undisturbed_run(
 
 def test_comparison_reaches_the_target_in_every_mode(start: StartJob):
     options = ["action=straggler", "straggler.factor=3", "straggler.target_loss=0.3"]
-    with start(*options, "train.eval_every_updates=10") as job:
+    with start(*options, "train.eval_every_epochs=0.5") as job:
         assert job.wait() == 0, job.output()
     variants = job.result()["metrics"]["variants"]
-    assert list(variants) == ["sync", "ssp 2", "async", "sync with 1 backup"]
+    assert list(variants) == ["sync", "ssp 2", "async", "sync, 1 backup"]
     for name, row in variants.items():
         assert row["time_to_target_s"] > 0, name
         assert row["loss"] <= 0.45, name
     assert variants["ssp 2"]["max_staleness_seen"] == 2
     assert variants["async"]["max_staleness_seen"] > 2
     assert variants["sync"]["num_dropped"] == 0
-    assert variants["sync with 1 backup"]["num_dropped"] > 0
+    assert variants["sync, 1 backup"]["num_dropped"] > 0
     plot = Path(job.result()["artifacts"]["plot"])
     assert plot.name == "straggler.png"
     assert plot.read_bytes().startswith(b"\x89PNG")

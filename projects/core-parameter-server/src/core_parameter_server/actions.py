@@ -54,7 +54,9 @@ def compare(config: Config, report: Report) -> None:
         for name, server in variants(config).items():
             variant = dataclasses.replace(config, server=server)
             log = logged(tracker, name)
-            training = Training(variant, actors, run_dir.child(name.replace(" ", "-")), log)
+            training = Training(
+                variant, actors, run_dir.child(name.replace(", ", "-").replace(" ", "-")), log
+            )
             training.run(until=lambda e: e["val_loss"] <= config.straggler.target_loss)
             training.finish()
             runs[name] = [e for e in tracker.events() if e.get("variant") == name]
@@ -80,7 +82,7 @@ def variants(config: Config) -> dict[str, ServerConfig]:
         "async": {"mode": "async", "num_backup": 0},
     }
     if config.action == "straggler":
-        modes["sync with 1 backup"] = {"mode": "sync", "num_backup": 1}
+        modes["sync, 1 backup"] = {"mode": "sync", "num_backup": 1}
     return {name: dataclasses.replace(base, **changes) for name, changes in modes.items()}
 
 
@@ -138,7 +140,8 @@ def logged(tracker: Tracker, variant: str | None = None) -> Any:
     """A function that records an event, and shows what a person wants to see of it."""
 
     def log(event: Event) -> None:
-        tracker.log(event | ({"variant": variant} if variant else {}))
+        event |= {"variant": variant} if variant else {}
+        tracker.log(event)
         results.show_progress(event)
 
     return log

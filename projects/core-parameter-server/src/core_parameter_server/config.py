@@ -117,8 +117,9 @@ class TrainConfig:
     """adam: decay of the mean of their squares. In [0, 1)."""
     seed: int
     """Seed of the first weights and of the order of the samples. At least 0."""
-    eval_every_updates: int
-    """Updates between two looks at the validation loss. At least 1."""
+    eval_every_epochs: float
+    """Epochs, all workers' gradients together, between two looks at the validation loss. More than
+    0."""
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "train.epochs", self.epochs, ">= 1")
@@ -129,8 +130,8 @@ class TrainConfig:
         for key in ("momentum", "beta1", "beta2"):
             check(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "in [0, 1)")
         check(self.seed >= 0, "train.seed", self.seed, ">= 0")
-        every = self.eval_every_updates
-        check(every >= 1, "train.eval_every_updates", every, ">= 1")
+        every = self.eval_every_epochs
+        check(every > 0, "train.eval_every_epochs", every, "> 0")
 
 
 @dataclass
@@ -183,13 +184,14 @@ class TourConfig:
     """Tiny operations, done one by one and in batches. At least 1."""
     array_mb: int
     """MB of the array that tasks share. At least 1."""
-    object_store_mb: int
-    """MB of a small object store, for the station that streams more than it holds. At least 80."""
+    stream_budget_mb: int
+    """MB that the stream may hold in the object store at a time; ten times as much goes through.
+    At least 10."""
 
     def __post_init__(self) -> None:
         check(self.num_operations >= 1, "tour.num_operations", self.num_operations, ">= 1")
         check(self.array_mb >= 1, "tour.array_mb", self.array_mb, ">= 1")
-        check(self.object_store_mb >= 80, "tour.object_store_mb", self.object_store_mb, ">= 80")
+        check(self.stream_budget_mb >= 10, "tour.stream_budget_mb", self.stream_budget_mb, ">= 10")
 
 
 @dataclass

@@ -20,19 +20,16 @@ logger = logging.getLogger(__name__)
 def show_run(config: Config, name: str, run_dir: Storage) -> None:
     """One line before anything happens."""
     server = config.server
-    mode = {
-        "sync": f"sync, {server.num_backup} backup worker(s)",
+    what = {
+        "sync": "sync" + (f", {server.num_backup} backup worker(s)" if server.num_backup else ""),
         "async": "async",
         "ssp": f"ssp, staleness at most {server.max_staleness}",
     }[server.mode]
-    size, shards, workers = (
-        config.problem.num_parameters,
-        server.num_shards,
-        config.scaling.num_workers,
-    )
+    size = f"{config.problem.num_parameters:,}"
     logger.info(
         "run %s: %s parameters on %d shard(s), %d worker(s), %s, checkpoints in %s",
-        *(name, f"{size:,}", shards, workers, mode, run_dir.uri),
+        *(name, size, server.num_shards, config.scaling.num_workers),
+        *(what if config.action == "train" else config.action, run_dir.uri),
     )
 
 
@@ -44,11 +41,19 @@ def show_progress(event: Event) -> None:
             logger.warning("the run is complete: nothing to train; raise train.epochs to go on")
         elif event["step"]:
             logger.info("resumes after update %d", event["step"])
-    elif kind == "eval" and event["split"] == "val":
+    elif kind == "eval" and event["split"] == "val" and event["step"]:
         accuracy = f"  val_accuracy {event['val_accuracy']:.4f}" if "val_accuracy" in event else ""
+        variant = f"{event['variant']:<15} " if "variant" in event else ""
         logger.info(
-            "update %5d  epoch %5.1f  val_loss %.4f%s  %6.0f updates/s",
-            *(event["step"], event["epoch"], event["val_loss"], accuracy, event["updates_per_s"]),
+            "%supdate %5d  epoch %5.1f  val_loss %.4f%s  %6.0f updates/s",
+            *(
+                variant,
+                event["step"],
+                event["epoch"],
+                event["val_loss"],
+                accuracy,
+                event["updates_per_s"],
+            ),
         )
     elif kind == "recovery":
         lost = ", ".join(map(str, event["shards"])) or "none"
@@ -153,6 +158,7 @@ def plot_run(events: Sequence[Event], counts: Counts, path: Path) -> Path:
     ):
         right.bar([v + offset for v in values], [found[v] for v in values], width=0.4, label=name)
     right.set(xlabel="staleness", ylabel="gradients")
+    right.set_xlim(-1, max(values, default=0) + 1)
     right.xaxis.get_major_locator().set_params(integer=True)
     right.legend()
     for ax in (left, right):
@@ -162,14 +168,14 @@ def plot_run(events: Sequence[Event], counts: Counts, path: Path) -> Path:
 
 
 def plot_convergence(runs: Mapping[str, Sequence[Event]], target: float, path: Path) -> Path:
-    """Draws the validation loss of several runs, by seconds and by gradients."""
-    figure = _figure(10, 4)
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, x, label in zip(
-        axes, ("seconds", "epoch"), ("seconds", "epochs of gradients"), strict=True
-    ):
+    """Draws the validation loss of several runs, by seconds, by updates, and by epochs."""
+    figure = _figure(13, 4)
+    labels = {"seconds": "seconds", "step": "updates", "epoch": "epochs of gradients"}
+    axes = figure.subplots(1, 3, sharey=True)
+    for ax, (key, label) in zip(axes, labels.items(), strict=True):
         for name, evals in runs.items():
-            ax.plot([e[x] for e in evals], [e["val_loss"] for e in evals], marker=".", label=name)
+            x, losses = [e[key] for e in evals], [e["val_loss"] for e in evals]
+            ax.plot(x, losses, marker=".", label=name)
         ax.axhline(target, color="grey", linestyle=":", label="target")
         ax.set(xlabel=label, yscale="log")
         ax.grid(alpha=0.3)

@@ -93,6 +93,7 @@ class Training:
         shards = [{"index": i, "pid": pid} for i, pid in enumerate(self.server.pids)]
         event = {"event": "start", "step": self.server.version, "num_workers": len(workers)}
         self.log(event | {"workers": workers, "shards": shards, "done": self.done})
+        self.evaluate("val")
 
     @property
     def done(self) -> bool:
@@ -100,6 +101,11 @@ class Training:
         if self.config.server.mode == "sync":
             return self.server.version >= self.clocks.end
         return self.clocks.done
+
+    @property
+    def epoch(self) -> float:
+        """How many epochs of gradients are in the weights."""
+        return sum(self.clocks.clocks) / len(self.clocks.clocks) / self.num_batches
 
     def run(self, until: Callable[[Event], bool] = lambda _: False) -> None:
         """Makes updates until the end.
@@ -217,15 +223,16 @@ class Training:
         if every and version % every == 0:
             self.save()
         self.commit()
-        if version % self.config.train.eval_every_updates == 0 or self.done:
+        if self.epoch >= self.next_evaluation or self.done:
             self.evaluate("val")
         return any(until(event) for event in self.evaluated())
 
     def evaluate(self, split: str) -> None:
         """Begins an evaluation of the newest weights, while updates go on."""
-        event = {"event": "eval", "split": split, "step": self.server.version}
+        event = {"event": "eval", "split": split, "step": self.server.version, "epoch": self.epoch}
         event |= {"seconds": time.perf_counter() - self.started}
-        event |= {"epoch": sum(self.clocks.clocks) / len(self.clocks.clocks) / self.num_batches}
+        every = self.config.train.eval_every_epochs
+        self.next_evaluation = (self.epoch // every + 1) * every
         ref = self.actors.workers[0].evaluate.remote(split, *self.server.pull())
         self.evaluations.append((event, ref))
 
@@ -293,6 +300,7 @@ class Training:
         self.clocks.clocks = list(newest.clocks)
         self.counts.recoveries += 1
         self.counts.updates_redone += before - newest.version
+        self.evaluate("val")
         event = {"event": "recovery", "step": newest.version, "lost_at": before, "shards": lost}
         event |= {"pids": self.server.pids, "redone": before - newest.version}
         self.log(event | {"seconds": time.perf_counter() - began})
