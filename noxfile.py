@@ -200,7 +200,16 @@ def new(session: nox.Session) -> None:
     if target.is_relative_to(ROOT):
         session.error(f"{target}: lies inside this repository; choose a place outside")
 
-    made_by_use = ("__pycache__", "*.egg-info", ".*_cache", "build", "outputs", "multirun", "runs")
+    made_by_use = (
+        "__pycache__",
+        "*.egg-info",
+        ".*_cache",
+        ".hypothesis",
+        "build",
+        "outputs",
+        "multirun",
+        "runs",
+    )
     ignore = shutil.ignore_patterns(*made_by_use, "out", "mlruns", "mlflow.db", "results")
     shutil.copytree(folder, target, ignore=ignore)
     shutil.copytree(SHARED, target / "shared", ignore=ignore)

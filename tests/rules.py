@@ -3,9 +3,15 @@
 import ast
 from collections.abc import Iterator
 
-# Resources of tasks and actors. Of `.options(...)`, the last three belong to a single request.
+# Resources of tasks and actors. Of `.options(...)`, the others belong to a single request or call.
 COMPUTE = {"num_cpus", "num_gpus", "resources"}
-REQUEST_OPTIONS = {"ray_actor_options", "stream", "method_name", "multiplexed_model_id"}
+REQUEST_OPTIONS = {
+    "ray_actor_options",
+    "stream",
+    "method_name",
+    "multiplexed_model_id",
+    "num_returns",
+}
 PICKLE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve"}
 
 

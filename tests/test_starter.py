@@ -10,10 +10,16 @@ from .repository import PROJECTS, ROOT, nox, package
 NAME = next(iter(PROJECTS))
 
 
+@pytest.fixture(scope="module", params=PROJECTS)
+def name(request: pytest.FixtureRequest) -> str:
+    project: str = request.param
+    return project
+
+
 @pytest.fixture(scope="module")
-def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("starter") / "my-train"
-    done = nox("-s", "new", "--", NAME, str(target))
+def starter(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("starter") / "my-own"
+    done = nox("-s", "new", "--", name, str(target))
     assert done.returncode == 0, done.stdout
     return target
 
@@ -23,8 +29,8 @@ def content(starter: Path) -> dict[str, Path]:
     return {path.relative_to(starter).as_posix(): path for path in paths}
 
 
-def test_starter_has_every_file_it_needs(starter: Path) -> None:
-    project = package(ROOT / PROJECTS[NAME])
+def test_starter_has_every_file_it_needs(name: str, starter: Path) -> None:
+    project = package(ROOT / PROJECTS[name])
     needed = {
         *("README.md", "LICENSE", ".gitignore", ".pre-commit-config.yaml", "noxfile.py"),
         *("pyproject.toml", "requirements.lock", ".github/workflows/ci.yml"),
@@ -41,17 +47,18 @@ def test_starter_has_nothing_that_was_made_by_use(starter: Path) -> None:
 
 
 def test_nothing_in_the_starter_points_back(starter: Path) -> None:
-    for name, path in content(starter).items():
-        assert not path.is_symlink(), name
+    for file, path in content(starter).items():
+        assert not path.is_symlink(), file
         lines = path.read_text(errors="ignore").splitlines()
-        if "tests" not in Path(name).parts:  # Tests try bad paths.
-            assert [x for x in lines if "../" in x and "nox -s new" not in x] == [], name
-        assert not any(str(ROOT) in line for line in lines), name
+        if "tests" not in Path(file).parts:  # Tests try bad paths.
+            assert [x for x in lines if "../" in x and "nox -s new" not in x] == [], file
+        assert not any(str(ROOT) in line for line in lines), file
 
 
-def test_starters_noxfile_has_the_project_alone(starter: Path) -> None:
+def test_starters_noxfile_has_the_project_alone(name: str, starter: Path) -> None:
     listed = nox("-l", cwd=starter).stdout
-    assert f"* {NAME} ->" in listed
+    assert f"* {name} ->" in listed
+    assert [other for other in PROJECTS if f" {other} ->" in listed] == [name]
     assert "contracts" not in listed
     assert "- new ->" not in listed
     assert '": "."' in (starter / "noxfile.py").read_text()
@@ -63,9 +70,9 @@ def test_starters_workflow_calls_only_what_there_is(starter: Path) -> None:
     assert "contracts" not in workflow
 
 
-def test_starters_pyproject_has_project_and_tools(starter: Path) -> None:
+def test_starters_pyproject_has_project_and_tools(name: str, starter: Path) -> None:
     described = tomllib.loads((starter / "pyproject.toml").read_text())
-    assert described["project"]["name"] == f"ray-ref-{NAME}"
+    assert described["project"]["name"] == f"ray-ref-{name}"
     assert {"setuptools", "ruff", "pytest", "mypy"} <= described["tool"].keys()
 
 
