@@ -46,6 +46,7 @@ def sentence(*overrides: str) -> str:
             ["action=straggler", "scaling.num_workers=1"],
             "scaling.num_workers=1: action=straggler needs at least 2",
         ),
+        (["action=compare", "run.name=mine"], "run.name=mine: only with action=train"),
         (["action=fly"], "action=fly: must be one of train, compare, straggler, tour"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

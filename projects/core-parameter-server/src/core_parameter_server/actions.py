@@ -31,7 +31,6 @@ def train(config: Config, report: Report) -> None:
         training = Training(config, Actors(config), run_dir, logged(tracker))
         try:
             training.run()
-            training.finish()
         finally:
             report.metrics = results.summarize(training, tracker.events())
         path = report.output_dir / "training.png"
@@ -58,7 +57,6 @@ def compare(config: Config, report: Report) -> None:
                 variant, actors, run_dir.child(name.replace(", ", "-").replace(" ", "-")), log
             )
             training.run(until=lambda e: e["val_loss"] <= config.straggler.target_loss)
-            training.finish()
             runs[name] = [e for e in tracker.events() if e.get("variant") == name]
             rows[name] = outcome(training, runs[name], config.straggler.target_loss)
         report.metrics = {"target_loss": config.straggler.target_loss, "variants": rows}

@@ -61,6 +61,10 @@ class Compressor:
         self.topk_fraction = topk_fraction
         self._residuals: dict[int, Array] = {}
 
+    def forget(self) -> None:
+        """Begins without anything held back."""
+        self._residuals.clear()
+
     def pack(self, shard: int, gradient: Array) -> Packed:
         """Packs the gradient's slice for one shard.
 

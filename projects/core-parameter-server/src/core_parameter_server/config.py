@@ -223,6 +223,8 @@ class Config:
         check(backup < workers, "server.num_backup", backup, allowed)
         if backup and self.server.mode != "sync" and self.action == "train":
             raise UserError(f"server.num_backup={backup}: only with server.mode=sync")
+        if self.action in ("compare", "straggler") and self.run.name is not None:
+            raise UserError(f"run.name={self.run.name}: only with action=train; others begin anew")
         if self.action == "straggler" and workers < 2:
             raise UserError("scaling.num_workers=1: action=straggler needs at least 2")
 

@@ -140,8 +140,9 @@ class Worker:
         return self.initial[start:stop]
 
     @ray.method(max_task_retries=-1)
-    def describe(self) -> dict[str, Any]:
-        """`rank`, `pid`, `node`, and how many gradients are an epoch."""
+    def begin(self) -> dict[str, Any]:
+        """Begins a run; returns `rank`, `pid`, `node`, and how many gradients are an epoch."""
+        self.compressor.forget()
         node = ray.get_runtime_context().get_node_id()
         about = {"rank": self.rank, "pid": os.getpid(), "node": node}
         return about | {"num_batches": self.problem.num_batches}

@@ -67,29 +67,30 @@ class Training:
         self.server = ParameterServer(actors.shards)
         self.counts = Counts(queued_s=[[] for _ in actors.shards])
         bound = config.server.max_staleness if config.server.mode == "ssp" else None
-        workers = ray.get([worker.describe.remote() for worker in actors.workers])
+        workers = ray.get([worker.begin.remote() for worker in actors.workers])
         self.worker_pids = [worker["pid"] for worker in workers]
         self.num_batches: int = workers[0]["num_batches"]
         num_clocks = config.train.epochs * self.num_batches
         self.clocks = Clocks(config.scaling.num_workers, num_clocks, bound)
         self.in_flight: dict[ObjectRef, InFlight] = {}
         self.idle = set(range(config.scaling.num_workers))
-        self.grad_norm = math.nan
+        self.grad_norm = 0.0
         self.evaluations: deque[tuple[Event, ObjectRef]] = deque()
         self.started = time.perf_counter()
         self.begin(workers)
-        self.first_version = self.server.version
 
     def begin(self, workers: list[dict[str, Any]]) -> None:
         """Loads the newest checkpoint, or the initial weights and makes a checkpoint of them."""
         newest = next(reversed(ckpt.checkpoints(self.run_dir)), None)
         if newest is not None:
             self.server.restore(newest)
+            self.saved = newest.version
             self.clocks.clocks = list(newest.clocks)
         else:
             first = self.actors.workers[0].first_weights
             self.server.load([first.remote(shard) for shard in range(len(self.actors.shards))])
             self.save(wait=True)  # From here on there is always something to go back to.
+        self.first_version = self.server.version
         shards = [{"index": i, "pid": pid} for i, pid in enumerate(self.server.pids)]
         event = {"event": "start", "step": self.server.version, "num_workers": len(workers)}
         self.log(event | {"workers": workers, "shards": shards, "done": self.done})
@@ -117,15 +118,17 @@ class Training:
             JobError: If the loss is not finite, or actors died too often.
         """
         update = self.sync_update if self.config.server.mode == "sync" else self.async_update
-        while not self.done:
+        ended = self.done
+        while True:
             try:
-                while not self.done:
+                while not ended:
                     update()
-                    if self.after_update(until):
-                        return
+                    ended = self.after_update(until) or self.done
                 self.finish()
+                return
             except LOST as error:
                 self.recover(error)
+                ended = False
 
     def sync_update(self) -> None:
         """One update from the mean of the first gradients that are there, all at one version.
@@ -247,7 +250,7 @@ class Training:
             event |= {f"{split}_{name}": value for name, value in ray.get(ref).items()}
             event |= {
                 "grad_norm": self.grad_norm,
-                "updates_per_s": event["step"] / event["seconds"],
+                "updates_per_s": (event["step"] - self.first_version) / event["seconds"],
             }
             self.evaluations.popleft()
             self.log(event)
@@ -256,6 +259,7 @@ class Training:
 
     def save(self, wait: bool = False) -> None:
         """Begins a checkpoint."""
+        self.saved = self.server.version
         self.server.save(self.run_dir, self.clocks.clocks)
         self.commit(wait)
 
@@ -269,7 +273,9 @@ class Training:
         """Waits for everything under way; the last version becomes a checkpoint."""
         for said in self.server.wait():
             self.count(said)
-        self.save(wait=True)
+        if self.server.version != self.saved:
+            self.save()
+        self.commit(wait=True)
         self.evaluate("test")
         self.evaluated(wait=True)
 
@@ -297,6 +303,7 @@ class Training:
             lost = self.server.restore(newest)
         except (*LOST, ckpt.DamagedCheckpointError) as reason:
             raise JobError(f"no way back to {newest.directory.uri}: {reason}") from reason
+        self.saved = newest.version
         self.clocks.clocks = list(newest.clocks)
         self.counts.recoveries += 1
         self.counts.updates_redone += before - newest.version
