@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from core_parameter_server.config import PROJECT, Config
+from core_parameter_server.config import PROJECT, RAY_DEFAULTS, Config
 from matplotlib.figure import Figure
 from peers import CPUS, NUM_WORKERS, Make, Run, all_reduce, copying, docs_server, our_server
 from ray_shared import cluster
@@ -59,7 +59,7 @@ def seconds_each(run: Run) -> float:
 def started_ray() -> Iterator[None]:
     # A short path, because Ray's sockets lie below it.
     with tempfile.TemporaryDirectory(prefix="r-") as directory:
-        os.environ["RAY_TMPDIR"] = directory
+        os.environ |= {"RAY_TMPDIR": directory} | RAY_DEFAULTS  # For the peers, too.
         config = compose(Config, "core_parameter_server.conf", [])
         report = Report(PROJECT, Path(directory), {})
         demand = cluster.Demand(NUM_WORKERS, CPUS)

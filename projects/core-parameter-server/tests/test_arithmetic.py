@@ -62,7 +62,10 @@ def test_restored_optimizer_goes_on_as_if_nothing_had_been():
 
 def unpacked(packed, size: int = SIZE) -> Array:
     target = np.zeros(size, np.float32)
-    packed.add_to(target, 0, 1.0, np.empty(size, np.float32))
+    packed.add_to(target, 0, 0.25)
+    first = target.copy()
+    packed.write_to(target, 0, 0.75)
+    target += first
     return target
 
 

@@ -1,11 +1,13 @@
 """Trains on a sharded parameter server: `python -m core_parameter_server server.mode=ssp`."""
 
+import os
+
 from ray_shared import cluster, config, storage
 from ray_shared.report import Report
 from ray_shared.runs import check_run
 
 from core_parameter_server import checkpoint
-from core_parameter_server.config import PROJECT, Config
+from core_parameter_server.config import PROJECT, RAY_DEFAULTS, Config
 
 
 def demand(cfg: Config) -> cluster.Demand:
@@ -36,6 +38,8 @@ def main(cfg: Config, report: Report) -> None:
     # Here, because a wrong key should not cost the seconds of these imports.
     from core_parameter_server import actions, tour
 
+    for variable, value in RAY_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
     with cluster.connect(cfg.cluster, demand(cfg), report, "core_parameter_server"):
         if cfg.action == "tour":
             tour.run_tour(cfg.tour, report, cfg.train.seed)

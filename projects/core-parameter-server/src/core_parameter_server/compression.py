@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import saxpy
 
 Array = NDArray[np.float32]
 # Half of the largest half float, so that rounding cannot overflow.
@@ -33,24 +34,32 @@ class Packed:
         """Bytes of the arrays."""
         return int(self.values.nbytes + (self.indices.nbytes if self.indices is not None else 0))
 
-    def add_to(self, target: Array, start: int, factor: float, scratch: Array) -> None:
-        """Adds `factor` times the entries from `start` on to `target`, without a new array.
+    def write_to(self, target: Array, start: int, factor: float) -> None:
+        """Writes `factor` times the entries from `start` on into `target`, without a new array.
 
         Args:
             target: float32 [m], for the entries `start` to `start + m`.
             start: Position of the first entry in the slice.
             factor: Multiplies every entry.
-            scratch: float32, at least m entries; overwritten.
         """
-        factor *= self.scale
         if self.indices is None:
-            values, product = self.values[start : start + len(target)], scratch[: len(target)]
-            np.multiply(values, np.float32(factor), out=product)
-            target += product
+            values = self.values[start : start + len(target)]
+            np.multiply(values, np.float32(factor * self.scale), out=target)
         else:
+            target.fill(0)
+            self.add_to(target, start, factor)
+
+    def add_to(self, target: Array, start: int, factor: float) -> None:
+        """Adds them to what `target` holds."""
+        factor *= self.scale
+        if self.indices is not None:
             low, high = np.searchsorted(self.indices, (start, start + len(target)))
             # The indices of a slice are all different, so none is added twice.
             target[self.indices[low:high] - np.uint32(start)] += factor * self.values[low:high]
+        else:
+            values = self.values[start : start + len(target)]
+            # `y += a x` in one pass over memory, where NumPy needs two.
+            saxpy(values.astype(np.float32, copy=False), target, a=factor)
 
 
 class Compressor:

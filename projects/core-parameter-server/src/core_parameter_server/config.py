@@ -7,6 +7,11 @@ from ray_shared.errors import UserError, check
 from ray_shared.groups import ClusterConfig, RunConfig, StorageConfig, TrackingConfig
 
 PROJECT = "core-parameter-server"
+RAY_DEFAULTS = {
+    # Ray gives the memory of freed objects back once a second or every hundred objects: gigabytes
+    # of dead gradients, and each new one in memory that the system has yet to hand out.
+    "RAY_free_objects_batch_size": "1",
+}
 ACTIONS = ("train", "compare", "straggler", "tour")
 MODES = ("sync", "async", "ssp")
 PLACEMENTS = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")

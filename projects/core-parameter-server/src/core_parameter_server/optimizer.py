@@ -9,12 +9,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.linalg.blas import saxpy
 
 from core_parameter_server.compression import Array, Packed
 from core_parameter_server.config import TrainConfig
 
-CHUNK = 1 << 16
-"""Entries that are worked on at a time: 256 kB an array."""
+CHUNK = 1 << 17
+"""Entries that are worked on at a time: 512 kB an array."""
 EPSILON = 1e-8
 SLOTS = {"sgd": (), "momentum": ("velocity",), "adam": ("mean", "square")}
 
@@ -58,9 +59,9 @@ class Optimizer:
         for start in range(0, len(weights), CHUNK):
             part = weights[start : start + CHUNK]
             gradient = self._gradient[: len(part)]
-            gradient.fill(0)
-            for packed, factor in zip(gradients, factors, strict=True):
-                packed.add_to(gradient, start, factor, self._scratch)
+            gradients[0].write_to(gradient, start, factors[0])
+            for packed, factor in zip(gradients[1:], factors[1:], strict=True):
+                packed.add_to(gradient, start, factor)
             squares += float(gradient @ gradient)
             self._update(part, gradient, start)
         return squares
@@ -70,13 +71,13 @@ class Optimizer:
         config = self.config
         slots = [slot[start : start + len(weights)] for slot in self.slots.values()]
         scratch = self._scratch[: len(weights)]
+        rate = config.lr
         if config.optimizer == "sgd":
-            gradient *= config.lr
+            step = gradient
         elif config.optimizer == "momentum":
-            (velocity,) = slots
-            velocity *= config.momentum
-            velocity += gradient
-            np.multiply(velocity, config.lr, out=gradient)
+            (step,) = slots  # The velocity.
+            step *= config.momentum
+            step += gradient
         else:  # Adam: Kingma and Ba, ICLR 2015, algorithm 1.
             mean, square = slots
             np.multiply(gradient, 1 - config.beta1, out=scratch)
@@ -89,6 +90,6 @@ class Optimizer:
             correction = math.sqrt(1 - config.beta2**self.num_steps)
             np.sqrt(square, out=scratch)
             scratch += EPSILON * correction
-            np.divide(mean, scratch, out=gradient)
-            gradient *= config.lr * correction / (1 - config.beta1**self.num_steps)
-        weights -= gradient
+            step = np.divide(mean, scratch, out=gradient)
+            rate *= correction / (1 - config.beta1**self.num_steps)
+        saxpy(step, weights, a=-rate)  # weights -= rate * step
