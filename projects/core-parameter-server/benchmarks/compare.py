@@ -72,6 +72,8 @@ def take_turns(variants: dict[str, Make], size: int, rounds: int) -> dict[str, l
     found: dict[str, list[float]] = {name: [] for name in variants}
     with started_ray():
         runs = {name: make(size) for name, make in variants.items()}
+        for run in runs.values():  # The first time, memory is handed out page by page.
+            seconds_each(run)
         for number in range(rounds):
             turned = list(runs)[number % len(runs) :] + list(runs)[: number % len(runs)]
             for name in turned:

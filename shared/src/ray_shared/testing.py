@@ -91,8 +91,19 @@ class Job:
         os.kill(self.workers()[rank]["pid"], signal.SIGKILL)
 
     def wait(self, timeout_s: float = DEADLINE_S) -> int:
-        """Waits for the end and returns the exit code."""
-        return self.process.wait(timeout_s)
+        """Waits for the end and returns the exit code.
+
+        Raises:
+            TimeoutError: If it does not end in time, with what its threads are doing.
+        """
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            py_spy = Path(sys.executable).with_name("py-spy")  # A dependency of Ray's.
+            command = [str(py_spy), "dump", "--pid", str(self.process.pid)]
+            stacks = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            message = f"after {timeout_s:g} s the job still runs:\n{stacks}\n{self.output()}"
+            raise TimeoutError(message) from None
 
     def result(self) -> dict[str, Any]:
         """The job's `result.json`."""
