@@ -3,7 +3,7 @@
 Two kinds of actors. Each `Shard` owns a contiguous slice of the parameters and the optimizer for
 it. Each `Worker` computes gradients on its own share of the data. The driver holds the *references*
 to weights and gradients and passes them on; the arrays themselves go from actor to actor through
-the object store, and no worker has a copy of its own of what the others read, too.
+the object store, where each version of the weights lies once for all workers of a node.
 
     python -m core_parameter_server server.mode=ssp server.max_staleness=2
 
