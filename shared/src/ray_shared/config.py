@@ -33,7 +33,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from ray_shared.errors import JobError, UserError, check
 from ray_shared.report import Report
-from ray_shared.signals import leave, sigterm_interrupts
+from ray_shared.signals import sigterm_interrupts
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -86,13 +86,13 @@ def main(
                 report = Report(project, output_dir, dataclasses.asdict(cast(Any, config)))
                 code = _run_job(job, config, report)
                 if code in (EXIT_SIGINT, EXIT_SIGTERM):
-                    leave(code)  # Whoever interrupts a sweep means all of it.
+                    sys.exit(code)  # Whoever interrupts a sweep means all of it.
                 exit_codes.append(code)
 
             hydra_main(version_base="1.3", config_path=f"pkg://{conf}", config_name="config")(
                 task
             )()
-            leave(max(exit_codes))
+            sys.exit(max(exit_codes))
 
         return entry
 

@@ -1,12 +1,10 @@
-"""Ctrl-C and SIGTERM: when they interrupt a job, and when they have to wait; and the very end."""
+"""Ctrl-C and SIGTERM: when they interrupt a job, and when they have to wait."""
 
-import logging
-import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -75,16 +73,3 @@ def wait_until_stopped() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def leave(code: int) -> NoReturn:
-    """Ends the process at once, when everything is written and Ray is shut down.
-
-    The interpreter is not torn down: once in fifty times that hung for ever after Ctrl-C, beside
-    the threads that Ray's core leaves behind in a process that has been a driver.
-    """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # Nobody may be reading any more.
-            stream.flush()
-    os._exit(code)

@@ -162,6 +162,9 @@ def start_job(
     output_dir = directory / f"out-{secrets.token_hex(4)}"
     log = directory / f"{output_dir.name}.log"
     command = [sys.executable, "-m", package, f"hydra.run.dir={output_dir}", *overrides]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As in whatever a shell starts with `&`; the job would inherit it and miss every Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,
