@@ -86,6 +86,22 @@ def test_directory_is_uploaded_and_downloaded(tmp_path: Path):
     assert (tmp_path / "back" / "sub" / "x").read_bytes() == b"1"
 
 
+def check_names_and_deletion(run: Storage) -> None:
+    assert run.names() == []
+    for version in (b"old", b"new"):
+        run.child("b").write_atomically(version)
+    run.child("a").child("inside").write_bytes(b"x")
+    assert run.names() == ["a", "b"]  # And no part of a file.
+    assert run.child("b").read_bytes() == b"new"
+    run.child("a").delete()
+    run.child("b").delete()
+    assert run.names() == []
+
+
+def test_local_files_are_replaced_listed_and_deleted(tmp_path: Path):
+    check_names_and_deletion(open_storage(str(tmp_path / "run")))
+
+
 @pytest.mark.parametrize("path", ["ftp://host/x", "S3://bucket", "http://host/x"])
 def test_unknown_scheme_is_refused_with_the_known_ones(path: str):
     allowed = "must be a directory or start with s3://, gs://, abfs://, abfss://"
@@ -148,6 +164,10 @@ def test_s3_object_is_written_and_read_back(bucket: S3Server):
     assert file.exists()
     assert open_storage(file.uri).read_bytes() == b"content"
     assert "<Key>a/b.json</Key>" in keys_in(bucket, BUCKET)
+
+
+def test_s3_objects_are_replaced_listed_and_deleted(bucket: S3Server):
+    check_names_and_deletion(open_storage(f"s3://{BUCKET}/run"))
 
 
 def test_s3_directory_is_uploaded_and_downloaded(bucket: S3Server, tmp_path: Path):

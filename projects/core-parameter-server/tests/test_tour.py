@@ -4,24 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core_parameter_server.config import TourConfig
+from core_parameter_server.config import Config, TourConfig
 from core_parameter_server.tour import most_at_once, run_tour
 from ray_shared import cluster
 from ray_shared.cluster import Demand
-from ray_shared.groups import ClusterConfig
+from ray_shared.config import compose
 from ray_shared.report import Report
 
 SMALL = TourConfig(num_operations=1500, array_mb=1, stream_budget_mb=10)
-LOCAL = ClusterConfig(
-    mode="local",
-    address=None,
-    num_cpus=2,
-    num_nodes=1,
-    dashboard=False,
-    install=False,
-    autoscaling=False,
-)
-
 Tour = dict[str, dict[str, Any]]
 
 
@@ -29,7 +19,8 @@ Tour = dict[str, dict[str, Any]]
 def tour(ray_tmpdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Tour:
     """What all stations of one small tour measured."""
     report = Report("core-parameter-server", tmp_path_factory.mktemp("out"), {})
-    with cluster.connect(LOCAL, Demand(1, 1), report, "core_parameter_server"):
+    local = compose(Config, "core_parameter_server.conf", ["cluster.num_cpus=2"]).cluster
+    with cluster.connect(local, Demand(1, 1), report, "core_parameter_server"):
         run_tour(SMALL, report, seed=7)
     stations: Tour = report.metrics["tour"]
     return stations

@@ -73,7 +73,6 @@ class Training:
         num_clocks = config.train.epochs * self.num_batches
         self.clocks = Clocks(config.scaling.num_workers, num_clocks, bound)
         self.in_flight: dict[ObjectRef, InFlight] = {}
-        self.idle = set(range(config.scaling.num_workers))
         self.grad_norm = 0.0
         self.evaluations: deque[tuple[Event, ObjectRef]] = deque()
         self.started = time.perf_counter()
@@ -102,6 +101,12 @@ class Training:
         if self.config.server.mode == "sync":
             return self.server.version >= self.clocks.end
         return self.clocks.done
+
+    @property
+    def idle(self) -> set[int]:
+        """The workers that compute no gradient."""
+        busy = {gradient.worker for gradient in self.in_flight.values()}
+        return set(range(self.config.scaling.num_workers)) - busy
 
     @property
     def epoch(self) -> float:
@@ -168,7 +173,6 @@ class Training:
         sync = self.config.server.mode == "sync"  # Then nothing is missing from the weights.
         staleness = 0 if sync else self.clocks.staleness(worker)
         self.in_flight[stats] = InFlight(worker, self.server.version, staleness, parts)
-        self.idle.remove(worker)
 
     def next_gradient(self) -> tuple[InFlight, dict[str, Any]]:
         """Waits for the gradient that is done first.
@@ -179,7 +183,6 @@ class Training:
         (ref,), _ = ray.wait(list(self.in_flight), num_returns=1)
         stats = ray.get(ref)
         gradient = self.in_flight.pop(ref)
-        self.idle.add(gradient.worker)
         if stats["pid"] != self.worker_pids[gradient.worker]:
             self.worker_pids[gradient.worker] = stats["pid"]
             self.counts.worker_restarts += 1
@@ -298,7 +301,6 @@ class Training:
         # What is under way was computed from versions that are no more.
         self.in_flight.clear()
         self.evaluations.clear()
-        self.idle = set(range(self.config.scaling.num_workers))
         try:
             lost = self.server.restore(newest)
         except (*LOST, ckpt.DamagedCheckpointError) as reason:
