@@ -14,7 +14,8 @@ from core_parameter_server.parameter_server import ParameterServer, Shard
 from ray_shared.config import compose
 
 NUM_WORKERS = 2
-CPUS = 0.1
+# Little enough that the actors of all variants find room beside each other.
+CPUS = 0.01
 Run = Callable[[int], None]
 """Makes so many iterations."""
 Make = Callable[[int], Run]
