@@ -15,6 +15,7 @@ import nox
 # Each project's session, named as its folder.
 PROJECTS = {
     "core-parameter-server": "projects/core-parameter-server",
+    "data-preprocessing": "projects/data-preprocessing",
     "torch-ddp-train": "projects/torch-ddp-train",
 }
 
@@ -97,8 +98,13 @@ def faults(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure a project beside its peers: `nox -s bench -- torch-ddp-train`."""
     name, *args = session.posargs or [""]
-    script = f"{project_folder(session, name)}/benchmarks/compare.py"
-    run_in(session, environment(session, name), script, *args)
+    folder = project_folder(session, name)
+    programs = environment(session, name)
+    peers = ROOT / folder / "benchmarks" / "requirements.txt"
+    if peers.exists():  # What only the benchmark needs; beside the lock, not instead of it.
+        constraint = ["-c", f"{folder}/requirements.lock"]
+        run_in(session, programs, "-m", "pip", "install", "-q", "-r", str(peers), *constraint)
+    run_in(session, programs, f"{folder}/benchmarks/compare.py", *args)
 
 
 @nox.session(default=False, reuse_venv=False)

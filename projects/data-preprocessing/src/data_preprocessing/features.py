@@ -1,0 +1,271 @@
+"""Features of a trip: what a row says by itself, and what the training rows say about its zones.
+
+Fitting needs sums over all training rows. They are counted chunk by chunk as whole numbers, which
+add up to the same in any order: a resumed run ends with the same bits as an undisturbed one.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from data_preprocessing.config import CATEGORICAL, NUMERIC, FeaturesConfig
+from data_preprocessing.contract import DURATION_MIN, PICKUP
+
+LABEL = "duration_min"
+TRACE = ("file", "row")
+"""Columns of the output that say where a row comes from: input file and position in it."""
+SCALE = 10**6
+"""Sums are kept in millionths."""
+HISTOGRAMS = {
+    "duration_min": np.linspace(0, 60, 31),
+    "trip_distance": np.linspace(0, 20, 41),
+    "speed_mph": np.linspace(0, 50, 26),
+    "fare_amount": np.linspace(0, 100, 41),
+    "hour": np.arange(25),
+    "weekday": np.arange(8),
+}
+"""Edges of the bins in the quality report; what lies beyond counts in the last bin."""
+STATISTICS = {"kind": pl.String, "key": pl.Int64, "n": pl.Int64, "a": pl.Int64, "b": pl.Int64}
+"""Schema of the counts of a chunk: what is counted, for which key, how many, and two sums."""
+OTHER = "other"
+
+
+def derive(trips: pl.DataFrame, boroughs: pl.DataFrame) -> pl.DataFrame:
+    """Adds what needs no fit to trips that keep the contract.
+
+    Args:
+        trips: The contract's columns.
+        boroughs: `zone` (Int64) and `borough` (Int64, its position in the list of boroughs).
+    """
+    hour, weekday = pl.col("hour"), pl.col("weekday")
+    trips = trips.with_columns(
+        DURATION_MIN.alias(LABEL),
+        hour=pl.col(PICKUP).dt.hour().cast(pl.Int64),
+        weekday=pl.col(PICKUP).dt.weekday().cast(pl.Int64) - 1,
+        log_distance=pl.col("trip_distance").log1p(),
+    ).with_columns(
+        speed_mph=pl.col("trip_distance") / (pl.col(LABEL) / 60),
+        hour_sin=(hour * (2 * math.pi / 24)).sin(),
+        hour_cos=(hour * (2 * math.pi / 24)).cos(),
+        weekday_sin=(weekday * (2 * math.pi / 7)).sin(),
+        weekday_cos=(weekday * (2 * math.pi / 7)).cos(),
+        is_weekend=(weekday >= 5).cast(pl.Float64),
+        vendor=pl.col("VendorID"),
+        ratecode=pl.col("RatecodeID").cast(pl.Int64),
+    )
+    for side, zone in (("pickup", "PULocationID"), ("dropoff", "DOLocationID")):
+        table = boroughs.rename({"zone": zone, "borough": f"{side}_borough"})
+        trips = trips.join(table, on=zone, how="left", maintain_order="left")
+    return trips
+
+
+def count(train: pl.DataFrame) -> pl.DataFrame:
+    """What the fit needs of derived training rows; schema `STATISTICS`."""
+    minutes, miles = _fixed(pl.col(LABEL)), _fixed(pl.col("trip_distance"))
+    sums = [pl.len().alias("n"), minutes.sum().alias("a"), miles.sum().alias("b")]
+    pickup_hour = pl.col("PULocationID") * 24 + pl.col("hour")
+    found = [
+        _statistics("pickup_hour", train.group_by(key=pickup_hour).agg(sums)),
+        _statistics("dropoff", train.group_by(key=pl.col("DOLocationID")).agg(sums)),
+    ]
+    tenths = (pl.col(LABEL) * 10).floor().cast(pl.Int64)
+    found.append(_statistics("label", train.group_by(key=tenths).agg(pl.len().alias("n"))))
+    for name in NUMERIC:
+        if name in train.columns:  # Otherwise it is made of the counts above.
+            value = train[name].drop_nulls()
+            a = int(_fixed(value).sum() or 0)
+            b = int(_fixed(value * value).sum() or 0)
+            found.append(row(f"moments:{name}", 0, value.len(), a, b))
+    for name in CATEGORICAL:
+        counts = train.group_by(key=pl.col(name)).agg(pl.len().alias("n")).drop_nulls()
+        found.append(_statistics(f"category:{name}", counts))
+    return pl.concat(found)
+
+
+def histograms(trips: pl.DataFrame) -> pl.DataFrame:
+    """Counts of derived rows in the bins of `HISTOGRAMS`; schema `STATISTICS`."""
+    found = []
+    for name, edges in HISTOGRAMS.items():
+        values = np.clip(trips[name].to_numpy(), edges[0], np.nextafter(edges[-1], -np.inf))
+        bins = np.bincount(np.digitize(values, edges) - 1, minlength=len(edges) - 1)
+        counts = pl.DataFrame({"key": np.arange(len(bins)), "n": bins})
+        found.append(_statistics(f"histogram:{name}", counts))
+    return pl.concat(found)
+
+
+def row(kind: str, key: int, n: int, a: int = 0, b: int = 0) -> pl.DataFrame:
+    """One row of statistics."""
+    values = {"kind": kind, "key": key, "n": n, "a": a, "b": b}
+    return pl.DataFrame([values], schema=STATISTICS, orient="row")
+
+
+def add_up(statistics: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """The statistics of all chunks together, sorted by kind and key."""
+    together = pl.concat([pl.DataFrame(schema=STATISTICS), *statistics])
+    return together.group_by("kind", "key").sum().sort("kind", "key")
+
+
+def _statistics(kind: str, counts: pl.DataFrame) -> pl.DataFrame:
+    empty = [pl.lit(0).alias(n) for n in ("a", "b") if n not in counts.columns]
+    named = counts.with_columns(pl.lit(kind).alias("kind"), *empty)
+    return named.select(pl.col(name).cast(kind) for name, kind in STATISTICS.items())
+
+
+def _fixed(value: Any) -> Any:
+    return (value * SCALE).round().cast(pl.Int64)
+
+
+class Preprocessor:
+    """What was fitted on the training rows; turns derived trips into features.
+
+    It is all in `state`, plain JSON, so that a server can apply it without this code's Ray side.
+    """
+
+    def __init__(self, state: dict[str, Any]):
+        self.state = state
+        hours = [[int(key), *values] for key, values in state["pickup_hour"].items()]
+        self._pickup_hour = pl.DataFrame(
+            hours,
+            schema={
+                "pickup_hour": pl.Int64,
+                "pickup_hour_minutes": pl.Float64,
+                "pickup_hour_mph": pl.Float64,
+                "pickup_hour_log_trips": pl.Float64,
+            },
+            orient="row",
+        )
+        self._zones = {
+            side: pl.DataFrame(
+                [[int(zone), value] for zone, value in state[side].items()],
+                schema={zone_column: pl.Int64, f"{side}_minutes": pl.Float64},
+                orient="row",
+            )
+            for side, zone_column in (("pickup", "PULocationID"), ("dropoff", "DOLocationID"))
+        }
+
+    @classmethod
+    def fit(
+        cls, statistics: pl.DataFrame, boroughs: list[str], config: FeaturesConfig
+    ) -> "Preprocessor":
+        """Fits encodings, scales and categories.
+
+        Args:
+            statistics: Of all training rows (`add_up` of `count`).
+            boroughs: Names of the boroughs, in the order of their numbers.
+            config: Which features, and how much a zone's own mean counts.
+        """
+        kinds = {kind: group for (kind,), group in statistics.group_by("kind")}
+        hours = kinds["pickup_hour"].sort("key")
+        sums = pl.col("n", "a", "b").sum()
+        pickup = hours.group_by(pl.col("key") // 24).agg(sums).sort("key")
+        dropoff = kinds["dropoff"].sort("key")
+        mean_minutes = dropoff["a"].sum() / dropoff["n"].sum() / SCALE
+        mean_mph = dropoff["b"].sum() / dropoff["a"].sum() * 60
+
+        def smoothed(n: int, minutes: int) -> float:
+            weight = config.smoothing
+            return float((minutes / SCALE + weight * mean_minutes) / (n + weight))
+
+        pickup_hour: dict[str, list[float]] = {}
+        for _, key, n, minutes, miles in hours.select(list(STATISTICS)).iter_rows():
+            mph = miles / minutes * 60
+            pickup_hour[str(key)] = [smoothed(n, minutes), mph, math.log1p(n)]
+        encoded: dict[str, dict[str, float]] = {
+            side: {
+                str(key): smoothed(n, minutes)
+                for key, n, minutes in group.select("key", "n", "a").iter_rows()
+            }
+            for side, group in (("pickup", pickup), ("dropoff", dropoff))
+        }
+        # Mean and spread of each feature over the training rows; an encoded one is weighted by
+        # how many rows have it.
+        weighted = {
+            "pickup_minutes": (list(encoded["pickup"].values()), pickup["n"]),
+            "dropoff_minutes": (list(encoded["dropoff"].values()), dropoff["n"]),
+            "pickup_hour_minutes": ([v[0] for v in pickup_hour.values()], hours["n"]),
+            "pickup_hour_mph": ([v[1] for v in pickup_hour.values()], hours["n"]),
+            "pickup_hour_log_trips": ([v[2] for v in pickup_hour.values()], hours["n"]),
+        }
+        scales: dict[str, list[float]] = {}
+        for name in config.numeric:
+            if name in weighted:
+                values, weights = np.array(weighted[name][0]), weighted[name][1].to_numpy()
+                mean = float(np.average(values, weights=weights))
+                variance = float(np.average((values - mean) ** 2, weights=weights))
+            else:
+                n, a, b = kinds[f"moments:{name}"].select("n", "a", "b").row(0)
+                mean = a / SCALE / max(n, 1)
+                variance = max(b / SCALE / max(n, 1) - mean**2, 0.0)
+            scales[name] = [mean, math.sqrt(variance) or 1.0]
+        labels = kinds["label"].sort("key")
+        middle = int((labels["n"].cum_sum() * 2 >= labels["n"].sum()).arg_max() or 0)
+        categories: dict[str, list[int]] = {}
+        for name in config.categorical:
+            found = kinds.get(f"category:{name}")
+            categories[name] = sorted(found["key"].to_list()) if found is not None else []
+        return cls(
+            {
+                "version": 1,
+                "label": LABEL,
+                # To a tenth of a minute: what a model has to beat.
+                "label_median": labels["key"][middle] / 10 + 0.05,
+                "boroughs": boroughs,
+                "scales": scales,
+                "categories": categories,
+                "pickup_hour": pickup_hour,
+                **encoded,
+                "unseen": {"minutes": mean_minutes, "mph": mean_mph, "log_trips": 0.0},
+            }
+        )
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the features, in order."""
+        hot = [
+            f"{name}={value}"
+            for name, values in self.state["categories"].items()
+            for value in [*values, OTHER]
+        ]
+        return [*self.state["scales"], *hot]
+
+    def transform(self, derived: pl.DataFrame) -> pl.DataFrame:
+        """Features of derived trips, float32, in the order of `features`."""
+        unseen = self.state["unseen"]
+        key = pl.col("PULocationID") * 24 + pl.col("hour")
+        trips = derived.with_columns(pickup_hour=key)
+        for table in (self._pickup_hour, *self._zones.values()):
+            trips = trips.join(table, on=table.columns[0], how="left", maintain_order="left")
+        fill = {name: mean for name, (mean, _) in self.state["scales"].items()}
+        for name in fill:  # A zone without training rows is like all of them together.
+            unit = name.rpartition("_")[2]
+            if name.endswith("_log_trips"):
+                fill[name] = unseen["log_trips"]
+            elif name not in derived.columns:
+                fill[name] = unseen[unit]
+        scaled = [
+            ((pl.col(name).fill_null(fill[name]) - mean) / std).cast(pl.Float32).alias(name)
+            for name, (mean, std) in self.state["scales"].items()
+        ]
+        hot = []
+        for name, values in self.state["categories"].items():
+            hot += [
+                (pl.col(name) == value).fill_null(False).cast(pl.Float32).alias(f"{name}={value}")
+                for value in values
+            ]
+            # A category that the training rows lack, or none at all, has a column of its own.
+            known = pl.col(name).is_in(values).fill_null(False)
+            hot.append((~known).cast(pl.Float32).alias(f"{name}={OTHER}"))
+        return trips.select(*scaled, *hot)
+
+    def to_json(self) -> bytes:
+        """The whole state."""
+        return json.dumps(self.state, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "Preprocessor":
+        """The opposite of `to_json`."""
+        return cls(json.loads(content))

@@ -1,0 +1,221 @@
+"""What a person sees of a run: progress lines, the final table; and what a program reads."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import psutil
+from ray_shared.errors import UserError
+from ray_shared.report import Report, show_table
+from ray_shared.storage import Storage
+from ray_shared.tracking import Tracker
+
+from data_preprocessing.contract import REASONS
+from data_preprocessing.output import SPLITS
+from data_preprocessing.reading import InputFile, Unit
+
+logger = logging.getLogger(__name__)
+SHOW_EVERY_S = 2.0
+SAMPLE_EVERY_S = 0.25
+STAGES = {"scan": "checked", "done": "written", "score": "scored"}
+"""What has happened to the rows of a stage."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Where the rows of the input went."""
+
+    reasons: dict[str, int]
+    """Rows in quarantine, by reason."""
+    splits: dict[str, int]
+    """Rows that keep the contract, by split."""
+    unreadable: list[tuple[InputFile, str]]
+    """Files in quarantine as a whole, with the reason; nobody knows how many rows they had."""
+
+    @classmethod
+    def of(cls, statistics: pl.DataFrame, unreadable: list[tuple[InputFile, str]]) -> "Counts":
+        """Picks the counts out of a run's statistics."""
+
+        def counted(kind: str, names: tuple[str, ...]) -> dict[str, int]:
+            rows = statistics.filter(pl.col("kind") == kind)
+            found = dict(rows.select("key", "n").iter_rows())
+            return {name: found.get(number, 0) for number, name in enumerate(names)}
+
+        reasons = {r: n for r, n in counted("reason", REASONS).items() if n}
+        return cls(reasons, counted("split", SPLITS), unreadable)
+
+    @property
+    def rows_quarantined(self) -> int:
+        """Rows that break the contract."""
+        return sum(self.reasons.values())
+
+    @property
+    def rows_out(self) -> int:
+        """Rows that keep it."""
+        return sum(self.splits.values())
+
+    @property
+    def rows_in(self) -> int:
+        """Rows of all files that could be read."""
+        return self.rows_out + self.rows_quarantined
+
+    @property
+    def bad_fraction(self) -> float:
+        """Share of the rows that break the contract."""
+        return self.rows_quarantined / max(self.rows_in, 1)
+
+    def shown_reasons(self) -> str:
+        """The reasons, most frequent first."""
+        ranked = sorted(self.reasons.items(), key=lambda found: -found[1])
+        return ", ".join(f"{reason} {n:,}" for reason, n in ranked) or "none"
+
+    def metrics(self) -> dict[str, Any]:
+        """The counts for `result.json`."""
+        return {
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "rows_quarantined": self.rows_quarantined,
+            "quarantine_by_reason": self.reasons,
+            "rows_by_split": self.splits,
+            "files_quarantined": len(self.unreadable),
+        }
+
+
+class Progress:
+    """A line now and then while units are being done."""
+
+    def __init__(self, stage: str, num_units: int, num_done: int):
+        self.verb, self.num_units, self.num_done = STAGES[stage], num_units, num_done
+        self.rows = self.bad = 0
+        self.started = self.shown = time.perf_counter()
+        if num_done:
+            logger.info("%s before: %d of %d units", self.verb, num_done, num_units)
+
+    def add(self, done: dict[str, Any]) -> None:
+        """Counts a unit; shows a line if the last one was a while ago, or this is the end."""
+        self.num_done += 1
+        self.rows += done["rows"]
+        self.bad += done["bad"]
+        now = time.perf_counter()
+        if now - self.shown >= SHOW_EVERY_S or self.num_done == self.num_units:
+            self.shown = now
+            rate = self.rows / (now - self.started)
+            bad = f"  {self.bad:,} in quarantine" if self.bad else ""
+            logger.info(
+                "%s %3d of %d units  %s rows  %s rows/s%s",
+                self.verb,
+                self.num_done,
+                self.num_units,
+                f"{self.rows:,}",
+                f"{rate:,.0f}",
+                bad,
+            )
+
+
+def raise_if_failed(row: dict[str, Any]) -> None:
+    """Ends the job if a task found the disk full.
+
+    Raises:
+        UserError: With the file's name.
+    """
+    if row["failed"] is not None:
+        raise UserError(f"storage.path: {row['failed']}; what was there before is still whole")
+
+
+@contextmanager
+def recorded(tracker: Tracker, report: Report, run_dir: Storage) -> Iterator[None]:
+    """Fills the report however the block ends, and closes the tracker."""
+    status, started = "failed", time.perf_counter()
+    report.artifacts = {"run": run_dir.uri, "events": str(tracker.events_path)}
+    with PeakMemory() as memory:
+        try:
+            yield
+            status = "ok"
+        finally:
+            seconds = time.perf_counter() - started
+            report.metrics["peak_rss_mb"] = round(memory.peak_bytes / 2**20)
+            if "rows_in" in report.metrics:
+                report.metrics["rows_per_s"] = report.metrics["rows_in"] / seconds
+            tracker.finish(status, report.metrics)
+
+
+class PeakMemory:
+    """The most memory that this process and all below it had at one time.
+
+    The processes of a cluster that was joined are not below it, and not counted.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        me = psutil.Process()
+        while True:
+            last = self._stop.wait(SAMPLE_EVERY_S)
+            family = [me, *me.children(recursive=True)]
+            self.peak_bytes = max(self.peak_bytes, sum(map(_resident_bytes, family)))
+            if last:
+                return
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    """Resident memory; what several processes share counts in part for each, where known."""
+    try:
+        info = process.memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(info, "pss", info.rss))
+
+
+def save_statistics(dataset: Any, stage: str, report: Report) -> None:
+    """Keeps what Ray Data measured: seconds, rows and memory by operator, bytes spilled."""
+    path = report.output_dir / f"statistics-{stage}.txt"
+    path.write_text(dataset.stats())
+    report.artifacts[f"statistics_{stage}"] = str(path)
+
+
+def show_plan(
+    run_dir: Storage, files: list[InputFile], units: list[Unit], resumed: bool
+) -> None:
+    """One line before anything happens."""
+    size_mb = sum(file.size for file in files) / 1e6
+    logger.info(
+        "%s %s: %d files, %.0f MB, %d units",
+        "resuming" if resumed else "run",
+        run_dir.uri,
+        len(files),
+        size_mb,
+        len(units),
+    )
+
+
+def show_result(report: Report, counts: Counts) -> None:
+    """The final table, and where everything was written."""
+    splits = ", ".join(f"{name} {rows:,}" for name, rows in counts.splits.items())
+    rows: dict[str, object] = {
+        "rows in": f"{counts.rows_in:,}",
+        "rows out": f"{counts.rows_out:,} ({splits})",
+        "in quarantine": f"{counts.rows_quarantined:,} ({counts.bad_fraction:.2%})",
+    }
+    rows |= {f"  {reason}": f"{number:,}" for reason, number in counts.reasons.items()}
+    if counts.unreadable:
+        names = ", ".join(file.uri.rpartition("/")[2] for file, _ in counts.unreadable)
+        rows["unreadable files"] = f"{len(counts.unreadable)} ({names})"
+    show_table(report.project, rows)
+    for name, path in report.artifacts.items():
+        logger.info("%s: %s", name.replace("_", " "), path)

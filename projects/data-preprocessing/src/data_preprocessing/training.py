@@ -1,0 +1,312 @@
+"""A gradient-boosted model of trip durations, trained by several workers with Ray Train.
+
+Each worker gets its share of the prepared rows as a stream from Ray Data, reads it once, and keeps
+it as XGBoost's own quantized matrix, one byte a value. The workers grow every tree together: they
+add up their histograms of gradients, so that the model is that of one process with all rows.
+
+    python -m data_preprocessing action=train
+
+Source: https://docs.ray.io/en/releases-2.60.0/train/getting-started-xgboost.html
+"""
+
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.xgboost
+import xgboost as xgb
+from ray.train import CheckpointUploadMode
+from ray_shared.bundle import Bundle, write_bundle
+from ray_shared.errors import JobError
+from ray_shared.report import Report, show_table, versions
+from ray_shared.runs import record_run, run_name
+from ray_shared.storage import Storage, open_storage
+from ray_shared.tracking import Tracker
+
+from data_preprocessing import output, results
+from data_preprocessing.config import PROJECT, Config
+from data_preprocessing.features import LABEL, Preprocessor
+from data_preprocessing.output import SPLITS
+
+logger = logging.getLogger(__name__)
+MODEL = "model.ubj"
+RAY_TRAIN_DEFAULTS = {
+    # How often the controller looks after its workers; reports and the end of the run wait for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # Ray Train would print what workers print a second time.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+
+def train(config: Config, report: Report) -> None:
+    """`action=train`: trains on the connected cluster and fills `report`.
+
+    Raises:
+        JobError: If workers failed too often.
+    """
+    for variable, value in RAY_TRAIN_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    name = run_name(config.run, PROJECT)
+    storage = open_storage(config.storage.path)
+    run_dir = storage.child(name)
+    dataset, manifest = output.find_dataset(config)
+    record_run(run_dir, config.locked())
+    tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
+    tracker.start(report.config)
+    preprocessor = read_preprocessor(dataset, manifest)
+    columns = [LABEL, *preprocessor.features]
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    trainer = ray.train.xgboost.XGBoostTrainer(
+        train_loop,
+        train_loop_config={"config": config, "run_dir": run_dir, "preprocessor": preprocessor},
+        datasets={
+            split: ray.data.read_parquet(
+                output.feature_files(dataset, manifest, split),
+                filesystem=dataset.filesystem,
+                columns=columns,
+            )
+            for split in SPLITS
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.scaling.num_workers,
+            resources_per_worker={"CPU": config.scaling.cpus_per_worker},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.checkpoint.num_to_keep),
+            failure_config=ray.train.FailureConfig(max_failures=config.failure.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=[tracker],
+        ),
+    )
+    with results.recorded(tracker, report, run_dir), report.timed("job_s"):
+        logger.info("run %s: %d worker(s) on %s", name, config.scaling.num_workers, dataset.uri)
+        try:
+            with tracker.follow(show_progress):
+                outcome = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise JobError(f"training failed: {last}") from error
+        returned: dict[str, Any] = outcome.return_value or {}
+        starts = [e for e in tracker.events() if e["event"] == "start"]
+        report.artifacts |= {"bundle": returned.pop("bundle"), "dataset": dataset.uri}
+        report.metrics |= returned | {"restarts": max(len(starts) - 1, 0)}
+        output.commit_model(run_dir, report.metrics)
+        show_result(report)
+
+
+def read_preprocessor(dataset: Storage, manifest: dict[str, Any]) -> Preprocessor:
+    """The preprocessor that a prepared run has fitted."""
+    file = dataset.child(manifest["attempt"]).child("preprocessor.json")
+    return Preprocessor.from_json(file.read_bytes())
+
+
+def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
+    """The training loop, on every worker.
+
+    Args:
+        loop: `config`, `run_dir` (Storage) and `preprocessor`.
+
+    Returns:
+        Metrics and the bundle's URI, the same on every worker.
+    """
+    config: Config = loop["config"]
+    preprocessor: Preprocessor = loop["preprocessor"]
+    context = ray.train.get_context()
+    newest = ray.train.get_checkpoint()
+    before = load_model(newest) if newest is not None else None
+    rounds_done = before.num_boosted_rounds() if before is not None else 0
+    worker = {"rank": context.get_world_rank(), "pid": os.getpid()}
+    ray.train.report({"event": "start", "step": rounds_done, "worker": worker})
+
+    started = time.perf_counter()
+    params = {
+        "objective": "reg:squarederror",
+        "tree_method": "hist",
+        "max_depth": config.train.max_depth,
+        "eta": config.train.lr,
+        "max_bin": config.train.max_bin,
+        "seed": config.train.seed,
+        "nthread": max(int(config.scaling.cpus_per_worker), 1),
+    }
+    matrices: dict[str, xgb.DMatrix] = {}
+    for split in ("train", "val"):
+        features, labels = read_shard(split, preprocessor.features)
+        matrices[split] = xgb.QuantileDMatrix(
+            features,
+            labels,
+            feature_names=preprocessor.features,
+            max_bin=config.train.max_bin,
+            nthread=params["nthread"],
+            # The validation rows fall into the bins of the training rows.
+            ref=matrices.get("train"),
+        )
+    read_s = time.perf_counter() - started
+    callbacks: list[xgb.callback.TrainingCallback] = [Checkpoints(config, rounds_done)]
+    if config.train.early_stopping_rounds:
+        stop = xgb.callback.EarlyStopping(
+            config.train.early_stopping_rounds, data_name="val", metric_name="rmse"
+        )
+        callbacks.append(stop)
+    booster = before
+    if rounds_done < config.train.num_rounds:
+        booster = xgb.train(
+            params,
+            matrices["train"],
+            num_boost_round=config.train.num_rounds - rounds_done,
+            evals=[(matrices["train"], "train"), (matrices["val"], "val")],
+            xgb_model=before,
+            callbacks=callbacks,
+            verbose_eval=False,
+        )
+    assert booster is not None
+    train_s = time.perf_counter() - started - read_s
+    return finish(booster, preprocessor, loop["run_dir"]) | {"read_s": read_s, "train_s": train_s}
+
+
+def read_shard(split: str, features: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """This worker's share of a split, read once.
+
+    Returns:
+        Features, float32 [rows, features], and labels, float32 [rows].
+    """
+    shard = ray.train.get_dataset_shard(split)
+    tables = list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
+    rows = sum(table.num_rows for table in tables)
+    matrix, labels = np.empty((rows, len(features)), np.float32), np.empty(rows, np.float32)
+    start = 0
+    for table in tables:
+        part = slice(start, start + table.num_rows)
+        for number, name in enumerate(features):
+            matrix[part, number] = table[name].to_numpy()
+        labels[part] = table[LABEL].to_numpy()
+        start += table.num_rows
+    return matrix, labels
+
+
+class Checkpoints(xgb.callback.TrainingCallback):  # type: ignore[misc] # xgboost has no types
+    """Reports metrics with a checkpoint every few rounds.
+
+    Ray's own callback reports every round, and each report lets the workers wait for each other
+    and for the controller: that took longer than the round.
+    """
+
+    def __init__(self, config: Config, rounds_before: int):
+        super().__init__()
+        self.every, self.rounds_before = config.checkpoint.every_rounds, rounds_before
+        self.last_round = config.train.num_rounds
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        """XGBoost's hook: a round is done; `epoch` counts from 0, also in a resumed run."""
+        done = model.num_boosted_rounds()
+        if done % self.every == 0 or done == self.last_round:
+            event = {"event": "round", "step": done}
+            event |= {f"{name}_rmse": values["rmse"][-1] for name, values in evals_log.items()}
+            save(model, event)
+        return False  # Go on.
+
+
+def save(model: xgb.Booster, event: dict[str, Any]) -> None:
+    """Reports an event, with the model as checkpoint; every rank has the same one, rank 0 saves."""
+    checkpoint = None
+    if ray.train.get_context().get_world_rank() == 0:
+        directory = tempfile.mkdtemp(prefix="checkpoint-")
+        model.save_model(Path(directory) / MODEL)
+        checkpoint = ray.train.Checkpoint.from_directory(directory)
+    ray.train.report(
+        event,
+        checkpoint,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def load_model(checkpoint: ray.train.Checkpoint) -> xgb.Booster:
+    """The model of a checkpoint."""
+    with checkpoint.as_directory() as directory:
+        return xgb.Booster(model_file=Path(directory) / MODEL)
+
+
+def finish(booster: xgb.Booster, preprocessor: Preprocessor, run_dir: Storage) -> dict[str, Any]:
+    """Tests the best model beside the median of the training labels, and writes it as a bundle."""
+    best = booster.best_iteration if booster.attr("best_iteration") else None
+    rounds = booster.num_boosted_rounds() if best is None else best + 1
+    features, labels = read_shard("test", preprocessor.features)
+    model = booster[:rounds]
+    predicted = model.inplace_predict(features) if len(labels) else labels
+    median = preprocessor.state["label_median"]
+    squares = [np.square(labels - p, dtype=np.float64).sum() for p in (predicted, median)]
+    # Over all workers, like the histograms of the trees.
+    sums = xgb.collective.allreduce(np.array([len(labels), *squares]), xgb.collective.Op.SUM)
+    metrics = {
+        "rmse": float(np.sqrt(sums[1] / sums[0])),
+        "rmse_of_median": float(np.sqrt(sums[2] / sums[0])),
+        "rounds": rounds,
+        "test_rows": int(sums[0]),
+    }
+    bundle_dir = run_dir.child("bundle")
+    if ray.train.get_context().get_world_rank() == 0:
+        write_model_bundle(model, preprocessor, metrics, bundle_dir)
+    return metrics | {"bundle": bundle_dir.uri}
+
+
+def write_model_bundle(
+    model: xgb.Booster, preprocessor: Preprocessor, metrics: dict[str, float], target: Storage
+) -> None:
+    """Writes model and preprocessor where another project finds them."""
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_model(Path(directory) / MODEL)
+        bundle = Bundle(
+            framework="xgboost",
+            task="regression",
+            features=[{"name": n, "dtype": "float32", "shape": []} for n in preprocessor.features],
+            classes=[],
+            model={"file": MODEL, "label": LABEL, "unit": "minutes"},
+            preprocessor=preprocessor.state,
+            metrics=metrics,
+            versions=versions(PROJECT),
+        )
+        write_bundle(Path(directory), bundle)
+        target.upload(Path(directory))
+
+
+def show_progress(event: dict[str, Any]) -> None:
+    """One line for each event that a person wants to know about."""
+    if event["event"] == "round":
+        logger.info(
+            "round %4d  train_rmse %.4f  val_rmse %.4f",
+            event["step"],
+            event["train_rmse"],
+            event["val_rmse"],
+        )
+    elif event["event"] == "start" and event["step"]:
+        logger.info("%d worker(s) resume after round %d", len(event["workers"]), event["step"])
+    elif event["event"] == "failure":
+        for rank, error in event["errors"].items():
+            logger.warning("worker %s failed: %s", rank, error)
+
+
+def show_result(report: Report) -> None:
+    """The final table, and where everything was written."""
+    m = report.metrics
+    rows: dict[str, object] = {
+        "test RMSE, minutes": f"{m['rmse']:.3f} (the median alone: {m['rmse_of_median']:.3f})",
+        "test rows": f"{m['test_rows']:,}",
+        "rounds": m["rounds"],
+        "restarts": m["restarts"],
+        "seconds": f"{m['read_s']:.1f} reading, {m['train_s']:.1f} boosting",
+    }
+    show_table(report.project, rows)
+    for name, path in report.artifacts.items():
+        logger.info("%s: %s", name.replace("_", " "), path)
