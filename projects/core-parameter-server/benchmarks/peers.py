@@ -23,18 +23,26 @@ Make = Callable[[int], Run]
 
 
 class FixedGradient:
-    """A worker without a model: the same gradient again and again."""
+    """A worker without a model: it reads the weights, and has the same gradient again and again.
+
+    What comes from the object store is read-only. A model needs weights that it can write to (so
+    does `Worker._read`), and all-reduce leaves its result in such an array.
+    """
 
     def __init__(self, size: int, num_shards: int, seed: int):
         rng = np.random.default_rng(seed)
         self.gradient = rng.standard_normal(size, dtype=np.float32)
+        self.weights = np.zeros(size, np.float32)
         self.bounds = slices(size, num_shards)
 
-    def sliced(self, *_weights: Any) -> Any:
+    def sliced(self, *weights: Any) -> Any:
+        for (start, stop), part in zip(self.bounds, weights, strict=True):
+            np.copyto(self.weights[start:stop], part)
         parts = [Packed(self.gradient[a:b]) for a, b in self.bounds]
         return parts if len(parts) > 1 else parts[0]
 
-    def whole(self, _weights: Any) -> Any:
+    def whole(self, weights: Any) -> Any:
+        np.copyto(self.weights, weights)
         return self.gradient
 
 

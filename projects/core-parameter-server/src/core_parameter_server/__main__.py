@@ -4,7 +4,7 @@ import os
 
 from ray_shared import cluster, config, storage
 from ray_shared.report import Report
-from ray_shared.runs import check_run
+from ray_shared.runs import RECORD, check_run
 
 from core_parameter_server import checkpoint
 from core_parameter_server.config import PROJECT, RAY_DEFAULTS, Config
@@ -25,11 +25,14 @@ def preflight(cfg: Config) -> None:
     cluster.check_planned(cfg.cluster, demand(cfg))
     if cfg.action == "tour":
         return
+    if cfg.cluster.mode != "existing":
+        cpus = cfg.cluster.num_cpus or cluster.available_cpus()
+        cfg.check_placement([cpus] * cfg.cluster.num_nodes)
     storage.probe(cfg.storage.path)
     runs = storage.open_storage(cfg.storage.path)
-    check_run(cfg.run, runs, cfg.locked(), snapshot=checkpoint.LATEST)
+    check_run(cfg.run, runs, cfg.locked(), snapshot=RECORD)
     if cfg.run.name is not None:
-        checkpoint.check_newest(runs.child(cfg.run.name), cfg.problem.num_parameters)
+        checkpoint.check_newest(runs.child(cfg.run.name), cfg)
 
 
 @config.main(Config, "core_parameter_server.conf", PROJECT, preflight)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from core_parameter_server import results
 from core_parameter_server.config import PROJECT, Config, ServerConfig
-from core_parameter_server.parameter_server import Actors
+from core_parameter_server.placement import Actors
 from core_parameter_server.training import Training
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,13 @@ def train(config: Config, report: Report) -> None:
     """`action=train`: one run on the connected cluster; fills `report`.
 
     Raises:
-        JobError: If the loss is not finite, or actors died too often.
+        UserError: If there is no room for the actors.
+        JobError: See `Training.run`.
     """
+    actors = Actors(config)  # First: without room for them, nothing is to be left behind.
     run_dir, tracker = open_run(config, report)
     with results.recorded(tracker, report, run_dir), report.timed("job_s"):
-        training = Training(config, Actors(config), run_dir, logged(tracker))
+        training = Training(config, actors, run_dir, logged(tracker))
         try:
             training.run()
         finally:
@@ -42,14 +44,17 @@ def train(config: Config, report: Report) -> None:
 def compare(config: Config, report: Report) -> None:
     """`action=compare` and `action=straggler`: the modes one after the other, on the same actors.
 
-    Each begins at the same weights and goes through the same gradients until its validation loss
-    is at `straggler.target_loss`.
+    Each begins at the same weights and goes through the same batches until its validation loss is
+    at `straggler.target_loss`.
+
+    Raises:
+        JobError: If none gets there.
     """
+    actors = Actors(config)  # First: without room for them, nothing is to be left behind.
     run_dir, tracker = open_run(config, report)
     runs: dict[str, list[Event]] = {}
     rows: dict[str, dict[str, Any]] = {}
     with results.recorded(tracker, report, run_dir), report.timed("job_s"):
-        actors = Actors(config)
         for name, server in variants(config).items():
             variant = dataclasses.replace(config, server=server)
             log = logged(tracker, name)
@@ -68,6 +73,11 @@ def compare(config: Config, report: Report) -> None:
         report.artifacts["plot"] = str(path)
         show_variants(config, rows)
         results.show_artifacts(report)
+        if not any(row["time_to_target_s"] is not None for row in rows.values()):
+            raise JobError(
+                f"no variant reached straggler.target_loss={config.straggler.target_loss:g}: raise "
+                "it, or train.epochs"
+            )
 
 
 def variants(config: Config) -> dict[str, ServerConfig]:
@@ -116,11 +126,6 @@ def show_variants(config: Config, rows: dict[str, dict[str, Any]]) -> None:
             f"{row['updates_per_s']:,.0f}",
         )
     Console().print(table)
-    if not any(row["time_to_target_s"] is not None for row in rows.values()):
-        raise JobError(
-            f"no variant reached straggler.target_loss={config.straggler.target_loss:g}: raise it, "
-            "or train.epochs"
-        )
 
 
 def open_run(config: Config, report: Report) -> tuple[Storage, Tracker]:

@@ -7,6 +7,7 @@ the largest entries only; what it leaves out stays on the worker and is added to
 Source: Stich et al., "Sparsified SGD with Memory", NeurIPS 2018.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,9 +71,11 @@ class Compressor:
         self.topk_fraction = topk_fraction
         self._residuals: dict[int, Array] = {}
 
-    def forget(self) -> None:
-        """Begins without anything held back."""
+    def forget(self) -> float:
+        """Begins without anything held back; returns the norm of what was."""
+        norm = math.sqrt(sum(float(held @ held) for held in self._residuals.values()))
         self._residuals.clear()
+        return norm
 
     def pack(self, shard: int, gradient: Array) -> Packed:
         """Packs the gradient's slice for one shard.

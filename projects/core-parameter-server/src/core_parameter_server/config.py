@@ -1,5 +1,6 @@
 """The schema of the configuration: types, units and ranges. The values are in `conf/`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,17 +64,21 @@ class ServerConfig:
     """ssp: by how many gradients a worker may be ahead of the slowest when it starts the next. At
     least 0."""
     num_backup: int
-    """sync: how many of the slowest gradients each update does without. Less than the workers."""
+    """sync: how many of the slowest gradients each update does without. Less than the workers. What
+    comes late is dropped, and its worker takes the same batch again at newer weights: a worker that
+    is always the slowest may never get its share of the data into the weights."""
     compression: str
     """Of gradients on their way to the server: `none`, `fp16`, or `topk`: the largest entries only,
-    what is left out is added to the worker's next gradient."""
+    what is left out is added to the worker's next gradient. It is forgotten when the shards are
+    rolled back, when the worker is lost, and at the next start of the run."""
     topk_fraction: float
     """topk: the share of the entries that are sent. In (0, 1]."""
     cpus_per_shard: float
     """CPUs that each shard reserves. More than 0."""
     placement: str
-    """How the placement group lays shards and workers out over nodes: `PACK`, `SPREAD`,
-    `STRICT_PACK` or `STRICT_SPREAD`."""
+    """How the placement group lays shards and workers out over nodes: `PACK` (few) and `SPREAD`
+    (many) if there is room; `STRICT_PACK` (one) and `STRICT_SPREAD` (each actor on a node of its
+    own) or not at all."""
 
     def __post_init__(self) -> None:
         check(self.num_shards >= 1, "server.num_shards", self.num_shards, ">= 1")
@@ -111,7 +116,9 @@ class TrainConfig:
     batch_size: int
     """Samples of one gradient of one worker, at most. At least 1."""
     optimizer: str
-    """`sgd`, `momentum` or `adam`; it runs in the shards, which hold its state."""
+    """`sgd`, `momentum` or `adam`; it runs in the shards, which hold its state. Adam divides a
+    gradient by the size of the gradients before it: so in async and ssp each worker's part counts
+    like a whole one, and `lr` has to be smaller, by up to the number of workers."""
     lr: float
     """Learning rate. More than 0."""
     momentum: float
@@ -122,6 +129,8 @@ class TrainConfig:
     """adam: decay of the mean of their squares. In [0, 1)."""
     seed: int
     """Seed of the first weights and of the order of the samples. At least 0."""
+    compute_s: float
+    """Seconds that a gradient takes at least, as with a larger model. At least 0."""
     eval_every_epochs: float
     """Epochs, all workers' gradients together, between two looks at the validation loss. More than
     0."""
@@ -135,6 +144,7 @@ class TrainConfig:
         for key in ("momentum", "beta1", "beta2"):
             check(0 <= getattr(self, key) < 1, f"train.{key}", getattr(self, key), "in [0, 1)")
         check(self.seed >= 0, "train.seed", self.seed, ">= 0")
+        check(self.compute_s >= 0, "train.compute_s", self.compute_s, ">= 0")
         every = self.eval_every_epochs
         check(every > 0, "train.eval_every_epochs", every, "> 0")
 
@@ -158,10 +168,15 @@ class FailureConfig:
     """What is survived, and how often."""
 
     max_failures: int
-    """How often each actor may die before the job fails; -1: no limit."""
+    """How often each shard and each worker may be lost and started again; once more, and the job
+    fails. Those lost at the same time count once each. -1: no limit."""
+    room_timeout_s: float
+    """Seconds that the actors of a lost node wait for room on another one before the job fails.
+    More than 0."""
 
     def __post_init__(self) -> None:
         check(self.max_failures >= -1, "failure.max_failures", self.max_failures, ">= -1")
+        check(self.room_timeout_s > 0, "failure.room_timeout_s", self.room_timeout_s, "> 0")
 
 
 @dataclass
@@ -226,22 +241,64 @@ class Config:
         workers, backup = self.scaling.num_workers, self.server.num_backup
         allowed = f"< scaling.num_workers={workers}"
         check(backup < workers, "server.num_backup", backup, allowed)
-        if backup and self.server.mode != "sync" and self.action == "train":
+        if backup and self.server.mode != "sync":
             raise UserError(f"server.num_backup={backup}: only with server.mode=sync")
-        if self.action in ("compare", "straggler") and self.run.name is not None:
-            raise UserError(f"run.name={self.run.name}: only with action=train; others begin anew")
+        if self.server.compression == "topk" and (backup or self.action == "straggler"):
+            raise UserError(
+                "server.compression=topk: not with backup workers: with a dropped gradient goes "
+                "what its worker had held back before"
+            )
+        if self.action != "train":
+            # What would be ignored is refused.
+            if self.run.name is not None:
+                raise UserError(f"run.name={self.run.name}: only with action=train")
+            if self.server.mode != "sync":
+                raise UserError(f"server.mode={self.server.mode}: only with action=train")
+            if backup:
+                raise UserError(f"server.num_backup={backup}: only with action=train")
         if self.action == "straggler" and workers < 2:
             raise UserError("scaling.num_workers=1: action=straggler needs at least 2")
+
+    @property
+    def bundles(self) -> list[float]:
+        """CPUs of each actor: the shards, then the workers."""
+        server, scaling = self.server, self.scaling
+        shards = [server.cpus_per_shard] * server.num_shards
+        return shards + [scaling.cpus_per_worker] * scaling.num_workers
+
+    def check_placement(self, node_cpus: Sequence[float]) -> None:
+        """Refuses a strict placement that these nodes cannot meet, even if nothing else runs there.
+
+        Raises:
+            UserError: Names `server.placement`, what it needs and what there is.
+        """
+        strategy, bundles = self.server.placement, sorted(self.bundles, reverse=True)
+        nodes = [cpus + 1e-6 for cpus in sorted(node_cpus, reverse=True)]
+        if strategy == "STRICT_SPREAD":
+            nodes += [0] * len(bundles)
+            ok = all(cpus <= room for cpus, room in zip(bundles, nodes, strict=False))
+            needs = f"a node for each of {len(bundles)} shards and workers"
+        elif strategy == "STRICT_PACK":
+            ok, needs = sum(bundles) <= nodes[0], f"one node with {sum(bundles):g} CPU"
+        else:
+            return
+        if not ok:
+            raise UserError(
+                f"server.placement={strategy}: needs {needs}; the cluster has {len(node_cpus)} "
+                f"node(s), the largest with {nodes[0]:g} CPU"
+            )
 
     def locked(self) -> dict[str, Any]:
         """What a resumed run must not change: its weights, or its positions, would mean nothing.
 
-        The number of shards may change: the slices are cut anew.
+        The number of shards may change: the slices are cut anew. And async may become ssp; but a
+        version is one gradient there, and in sync one of every worker.
         """
         train = self.train
         return {
             "problem": asdict(self.problem),
             "scaling": {"num_workers": self.scaling.num_workers},
+            "server": {"mode": "sync" if self.server.mode == "sync" else "async or ssp"},
             "train": {
                 "batch_size": train.batch_size,
                 "optimizer": train.optimizer,

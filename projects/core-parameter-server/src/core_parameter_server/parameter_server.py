@@ -3,7 +3,8 @@
 Two kinds of actors. Each `Shard` owns a contiguous slice of the parameters and the optimizer for
 it. Each `Worker` computes gradients on its own share of the data. The driver holds the *references*
 to weights and gradients and passes them on; the arrays themselves go from actor to actor through
-the object store, where each version of the weights lies once for all workers of a node.
+the object store, where each version of the weights lies once for all workers of a node. (Only what
+has less than 100 kB travels through the driver, inside the replies and calls.)
 
     python -m core_parameter_server server.mode=ssp server.max_staleness=2
 
@@ -14,13 +15,12 @@ https://docs.ray.io/en/releases-2.60.0/ray-core/fault_tolerance/actors.html
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import ray
 from ray import ObjectRef
-from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_shared.storage import Storage
 
 from core_parameter_server import checkpoint as ckpt
@@ -37,9 +37,18 @@ class ForgottenStateError(Exception):
     """A shard has started anew, and knows neither weights nor version."""
 
 
-# What Ray raises when an actor dies, or when an object went with the node that it was on.
-# (A method's own exception comes as RayTaskError, and ends the job.)
-LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ForgottenStateError)
+class NotFiniteError(Exception):
+    """Weights, or what the optimizer keeps, are not numbers any more."""
+
+
+# What Ray raises when an actor dies, when its node has no memory left, or when an object went with
+# the node that it was on. (A method's own exception comes as RayTaskError, and ends the job.)
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.OutOfMemoryError,
+    ForgottenStateError,
+)
 
 
 class Shard:
@@ -77,7 +86,8 @@ class Shard:
     def publish(self, version: int) -> Array:
         """The weights of a version, float32 [stop - start].
 
-        Ray copies what a method returns into the object store: once for all its readers.
+        Ray copies what a method returns into the object store: once for all its readers, who get
+        it read-only.
         """
         self._expect(version)
         return self.weights
@@ -90,25 +100,30 @@ class Shard:
         Ray hands the gradients over as views into the object store: nothing is copied on this node.
 
         Returns:
-            `squares` of the summed gradient; `bytes` that came; `queued_s` since the call was sent;
-            `apply_s`.
+            `squares` of the summed gradient; `bytes` that came; `queued_s` since the call was sent,
+            by the clocks of two machines, unless the shard is on the driver's.
         """
         self._expect(version)
-        queued_s, started = time.time() - sent_at, time.perf_counter()
+        queued_s = time.time() - sent_at
         squares = self.optimizer.step(self.weights, gradients, factors)
         self.version = version + 1
         return {
             "squares": squares,
             "bytes": sum(gradient.num_bytes for gradient in gradients),
-            "queued_s": max(queued_s, 0.0),
-            "apply_s": time.perf_counter() - started,
+            "queued_s": queued_s,
         }
 
     def save(self, version: int, directory: Storage) -> dict[str, Any]:
-        """Writes the shard's file of a checkpoint; returns its entry in the manifest."""
+        """Writes the shard's file of a checkpoint; returns its entry in the manifest.
+
+        The shard does nothing else meanwhile: its next update waits.
+        """
         self._expect(version)
         arrays = {"weights": self.weights} | self.optimizer.slots
-        return ckpt.write_shard(directory, self.index, self.start, arrays, self.optimizer.num_steps)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise NotFiniteError(f"shard {self.index}, version {version}")
+        name, num_steps = self.optimizer.config.optimizer, self.optimizer.num_steps
+        return ckpt.write_shard(directory, self.index, self.start, arrays, name, num_steps)
 
     def _expect(self, version: int) -> None:
         if self.version is None:
@@ -127,7 +142,7 @@ class Worker:
         # Here, because the shards need no torch, which takes seconds to import.
         from core_parameter_server.problems import make_problem
 
-        self.config, self.rank = config, rank
+        self.rank = rank
         self.problem = make_problem(config, rank)
         self.bounds = slices(len(self.problem.weights), config.server.num_shards)
         self.initial = self.problem.weights.copy()
@@ -148,6 +163,11 @@ class Worker:
         return about | {"num_batches": self.problem.num_batches}
 
     @ray.method(max_task_retries=-1)
+    def forget(self) -> float:
+        """Forgets what top-k has held back of gradients that are no more; returns its norm."""
+        return self.compressor.forget()
+
+    @ray.method(max_task_retries=-1)
     def gradient(self, clock: int, *weights: Array) -> list[Any]:
         """The gradient of batch number `clock`.
 
@@ -156,19 +176,17 @@ class Worker:
             weights: The slice of each shard.
 
         Returns:
-            A `Packed` for each shard, then a dict with `loss`, `count` (samples), `pid`,
-            `compute_s`. Each is an object of its own, so that a shard fetches its slice only.
+            A `Packed` for each shard, then a dict with `clock`, `loss`, `count` (samples), `pid`,
+            `bytes_read`. Each is an object of its own, so that a shard fetches its slice only.
         """
-        started = time.perf_counter()
         self._read(weights)
         gradient, loss, count = self.problem.gradient(clock)
         packed = [
             self.compressor.pack(shard, gradient[start:stop])
             for shard, (start, stop) in enumerate(self.bounds)
         ]
-        self._straggle(time.perf_counter() - started)
-        stats = {"loss": loss, "count": count, "pid": os.getpid()}
-        return [*packed, stats | {"compute_s": time.perf_counter() - started}]
+        stats = {"clock": clock, "loss": loss, "count": count, "pid": os.getpid()}
+        return [*packed, stats | {"bytes_read": sum(part.nbytes for part in weights)}]
 
     @ray.method(max_task_retries=-1)
     def evaluate(self, split: str, *weights: Array) -> dict[str, float]:
@@ -180,78 +198,41 @@ class Worker:
         for (start, stop), part in zip(self.bounds, weights, strict=True):
             self.problem.weights[start:stop] = part
 
-    def _straggle(self, compute_s: float) -> None:
-        """`action=straggler`: every gradient takes a while, the last worker's a multiple of it."""
-        straggler = self.config.straggler
-        if self.config.action == "straggler":
-            last = self.rank == self.config.scaling.num_workers - 1
-            usual_s = max(compute_s, straggler.compute_s)
-            time.sleep(usual_s * (straggler.factor if last else 1) - compute_s)
-
-
-class Actors:
-    """All actors of a job, each in a bundle of one placement group.
-
-    The group reserves everything at once: a job gets all its actors or none. When a node goes, Ray
-    looks for a new place for its bundles, and starts their actors again there.
-    """
-
-    def __init__(self, config: Config):
-        server, scaling = config.server, config.scaling
-        cpus = [server.cpus_per_shard] * server.num_shards
-        cpus += [scaling.cpus_per_worker] * scaling.num_workers
-        group = placement_group([{"CPU": each} for each in cpus], strategy=server.placement)
-
-        def actor(kind: type, bundle: int) -> Any:
-            return ray.remote(
-                num_cpus=cpus[bundle],
-                max_restarts=config.failure.max_failures,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
-            )(kind)
-
-        bounds = slices(config.problem.num_parameters, server.num_shards)
-        self.shards = [
-            actor(Shard, index).remote(config.train, index, start, stop)
-            for index, (start, stop) in enumerate(bounds)
-        ]
-        self.workers = [
-            actor(Worker, server.num_shards + rank).remote(config, rank)
-            for rank in range(scaling.num_workers)
-        ]
-
 
 class ParameterServer:
-    """The driver's end of the shards: it moves references and never an array.
+    """The driver's end of the shards: it moves references, not arrays.
 
     All shards get the same calls in the same order, so that they go through the same versions.
     """
 
-    def __init__(self, shards: list[Any]):
-        self.shards = shards
+    def __init__(self, shards: list[Any], get: Callable[[list[ObjectRef]], list[Any]] = ray.get):
+        """With a `get` of its own, so that somebody may decide how long to wait."""
+        self.shards, self._get = shards, get
         self.version = 0
         self.pids: list[int] = []
         self._published: list[ObjectRef] = []
         self._pending: deque[list[ObjectRef]] = deque()
         self._saves: deque[tuple[int, list[int], list[ObjectRef]]] = deque()
 
-    def load(self, weights: list[ObjectRef]) -> None:
-        """Begins at version 0 with these slices."""
+    def load(self, weights: list[ObjectRef]) -> list[int]:
+        """Begins at version 0 with these slices; returns which shards run in a new process."""
         loaded = [s.load.remote(part) for s, part in zip(self.shards, weights, strict=True)]
-        self._begin(0, ray.get(loaded))
+        return self._begin(0, loaded)
 
     def restore(self, checkpoint: ckpt.Checkpoint) -> list[int]:
         """Takes all shards to one checkpoint; returns which of them run in a new process."""
-        before = self.pids
         # Waits until Ray has started the dead ones again.
-        pids = ray.get([shard.restore.remote(checkpoint) for shard in self.shards])
-        self._begin(checkpoint.version, pids)
-        return [i for i, (a, b) in enumerate(zip(before, pids, strict=False)) if a != b]
+        return self._begin(
+            checkpoint.version, [shard.restore.remote(checkpoint) for shard in self.shards]
+        )
 
-    def _begin(self, version: int, pids: list[int]) -> None:
-        self.version, self.pids = version, pids
+    def _begin(self, version: int, begun: list[ObjectRef]) -> list[int]:
+        before, self.pids = self.pids, self._get(begun)
+        self.version = version
         self._published = []
         self._pending.clear()
         self._saves.clear()
+        return [i for i, (a, b) in enumerate(zip(before, self.pids, strict=False)) if a != b]
 
     def pull(self) -> list[ObjectRef]:
         """References to the newest weights, a slice each; the same ones until the next update."""
@@ -269,6 +250,9 @@ class ParameterServer:
         Returns:
             What the shards said about an earlier update, once there are a few under way.
         """
+        said = []
+        if len(self._pending) == MAX_PENDING_UPDATES:
+            said = self._get(self._pending.popleft())
         now = time.time()
         self._pending.append(
             [
@@ -279,16 +263,16 @@ class ParameterServer:
         self.version += 1
         # Objects that nobody has a reference to are freed: the old weights, the gradients.
         self._published = []
-        return ray.get(self._pending.popleft()) if len(self._pending) > MAX_PENDING_UPDATES else []
+        return said
 
     def wait(self) -> list[list[dict[str, Any]]]:
         """Waits for the updates under way; returns what the shards said about each."""
-        said = [ray.get(refs) for refs in self._pending]
+        said = [self._get(refs) for refs in self._pending]
         self._pending.clear()
         return said
 
     def save(self, run_dir: Storage, clocks: list[int]) -> None:
-        """Begins a checkpoint of this version, while updates go on."""
+        """Begins a checkpoint of this version; driver and workers go on meanwhile."""
         directory = ckpt.directory_of(run_dir, self.version)
         refs = [shard.save.remote(self.version, directory) for shard in self.shards]
         self._saves.append((self.version, list(clocks), refs))
@@ -298,10 +282,9 @@ class ParameterServer:
         versions = []
         while self._saves:
             version, clocks, refs = self._saves[0]
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=None if wait else 0)
-            if len(ready) < len(refs):
+            if not wait and ray.wait(refs, num_returns=len(refs), timeout=0)[1]:
                 break
-            ckpt.commit(run_dir, version, clocks, ray.get(refs))
+            ckpt.commit(run_dir, version, clocks, self._get(refs))
             self._saves.popleft()
             versions.append(version)
         return versions

@@ -4,6 +4,7 @@ Weights and gradients are flat vectors, float32 [num_parameters]: a server knows
 """
 
 import math
+import time
 from typing import Protocol
 
 import numpy as np
@@ -46,7 +47,32 @@ class Problem(Protocol):
 
 def make_problem(config: Config, rank: int) -> Problem:
     """The problem as one worker sees it."""
-    return Digits(config, rank) if config.problem.name == "digits" else Quadratic(config, rank)
+    digits = config.problem.name == "digits"
+    problem: Problem = Digits(config, rank) if digits else Quadratic(config, rank)
+    at_least_s, factor = config.train.compute_s, 1.0
+    if config.action == "straggler":
+        at_least_s = max(at_least_s, config.straggler.compute_s)
+        if rank == config.scaling.num_workers - 1:
+            factor = config.straggler.factor
+    return Slow(problem, at_least_s, factor) if at_least_s or factor > 1 else problem
+
+
+class Slow:
+    """Another problem, as a larger model or a slower machine would go about it."""
+
+    def __init__(self, problem: Problem, at_least_s: float, factor: float):
+        """Gradients take `factor` times as long, and so many times `at_least_s`, at least."""
+        self.problem, self.at_least_s, self.factor = problem, at_least_s, factor
+        self.weights, self.num_batches = problem.weights, problem.num_batches
+        self.evaluate = problem.evaluate
+
+    def gradient(self, clock: int) -> tuple[Array, float, int]:
+        """That of the other problem."""
+        started = time.perf_counter()
+        found = self.problem.gradient(clock)
+        compute_s = time.perf_counter() - started
+        time.sleep(max(compute_s, self.at_least_s) * self.factor - compute_s)
+        return found
 
 
 def share(num_samples: int, rank: int, num_workers: int) -> Rows:

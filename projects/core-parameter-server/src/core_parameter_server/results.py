@@ -12,7 +12,8 @@ from ray_shared.storage import Storage
 from ray_shared.tracking import Event, Tracker
 
 from core_parameter_server.config import Config
-from core_parameter_server.training import Counts, Training
+from core_parameter_server.counts import Counts
+from core_parameter_server.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,12 @@ def show_progress(event: Event) -> None:
         lost = ", ".join(map(str, event["shards"])) or "none"
         logger.warning(
             "lost at update %d (shards in a new process: %s): all shards rolled back to version "
-            "%d, %d updates to redo; %.1f s",
+            "%d, %d updates to redo; %.1f s%s",
             *(event["lost_at"], lost, event["step"], event["redone"], event["seconds"]),
+            "; what topk had held back is gone" if any(event["held_back"]) else "",
         )
+    elif kind == "damaged":
+        logger.warning("%s: takes the checkpoint before version %d", event["reason"], event["step"])
     elif kind == "worker_restarted":
         logger.warning(
             "worker %d was lost and started again; its gradient was computed again",
@@ -83,37 +87,19 @@ def recorded(tracker: Tracker, report: Report, run_dir: Storage) -> Iterator[Non
 
 def summarize(training: Training, events: Sequence[Event]) -> dict[str, Any]:
     """The metrics of one run."""
-    counts = training.counts
     seconds = time.perf_counter() - training.started
     test = next((e for e in reversed(events) if e.get("split") == "test"), {})
-    new_updates = training.server.version - training.first_version + counts.updates_redone
+    new_updates = training.server.version - (training.first_version or 0)
     metrics = {
         "num_updates": training.server.version,
-        "updates_per_s": new_updates / seconds,
-        "max_staleness_seen": max(counts.staleness, default=0),
-        "staleness": histogram(counts.staleness),
-        "delay": histogram(counts.delay),
-        "bytes_sent": counts.bytes_sent,
-        "bytes_read": counts.bytes_read,
-        "bytes_per_s": (counts.bytes_sent + counts.bytes_read) / seconds,
-        "queued_ms": [1000 * sum(q) / max(len(q), 1) for q in counts.queued_s],
-        "grad_norm": training.grad_norm,
-        "num_dropped": counts.num_dropped,
-        "recoveries": counts.recoveries,
-        "updates_redone": counts.updates_redone,
-        "worker_restarts": counts.worker_restarts,
+        "updates_per_s": (new_updates + training.counts.updates_redone) / seconds,
         "train_s": seconds,
-    }
+    } | training.counts.metrics(seconds)
     if "test_loss" in test:
         metrics["loss"] = test["test_loss"]
     if "test_accuracy" in test:
         metrics["accuracy"] = test["test_accuracy"]
     return metrics
-
-
-def histogram(counts: Mapping[int, int]) -> dict[str, int]:
-    """Counts by value, in order, as JSON wants its keys."""
-    return {str(value): counts[value] for value in sorted(counts)}
 
 
 def show_result(report: Report) -> None:

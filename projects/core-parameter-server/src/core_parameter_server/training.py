@@ -6,9 +6,9 @@ same for all modes: checkpoints, evaluation, recovery.
 
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,7 +19,9 @@ from ray_shared.storage import Storage
 from core_parameter_server import checkpoint as ckpt
 from core_parameter_server.config import Config
 from core_parameter_server.consistency import Clocks
-from core_parameter_server.parameter_server import LOST, Actors, ParameterServer
+from core_parameter_server.counts import Counts
+from core_parameter_server.parameter_server import LOST, NotFiniteError, ParameterServer
+from core_parameter_server.placement import Actors
 
 Event = dict[str, Any]
 
@@ -36,27 +38,6 @@ class InFlight:
     slices: list[ObjectRef]
 
 
-@dataclass
-class Counts:
-    """What a run counts."""
-
-    staleness: Counter[int] = field(default_factory=Counter)
-    """How often an applied gradient had which staleness."""
-    delay: Counter[int] = field(default_factory=Counter)
-    """How many updates others had made between a gradient's read and its update."""
-    bytes_sent: int = 0
-    """Of gradients, to the shards."""
-    bytes_read: int = 0
-    """Of weights, by the workers."""
-    num_dropped: int = 0
-    """Gradients that came too late for their update (sync with backup workers)."""
-    recoveries: int = 0
-    updates_redone: int = 0
-    worker_restarts: int = 0
-    queued_s: list[list[float]] = field(default_factory=list)
-    """For each shard, how long each update waited there."""
-
-
 class Training:
     """One run: from the initial weights, or the newest checkpoint, to the last update."""
 
@@ -64,36 +45,19 @@ class Training:
         self, config: Config, actors: Actors, run_dir: Storage, log: Callable[[Event], None]
     ):
         self.config, self.actors, self.run_dir, self.log = config, actors, run_dir, log
-        self.server = ParameterServer(actors.shards)
-        self.counts = Counts(queued_s=[[] for _ in actors.shards])
+        self.server = ParameterServer(actors.shards, actors.get)
+        self.counts = Counts()
         bound = config.server.max_staleness if config.server.mode == "ssp" else None
-        workers = ray.get([worker.begin.remote() for worker in actors.workers])
-        self.worker_pids = [worker["pid"] for worker in workers]
-        self.num_batches: int = workers[0]["num_batches"]
+        self.workers = actors.get([worker.begin.remote() for worker in actors.workers])
+        self.worker_pids = [worker["pid"] for worker in self.workers]
+        self.num_batches: int = self.workers[0]["num_batches"]
         num_clocks = config.train.epochs * self.num_batches
         self.clocks = Clocks(config.scaling.num_workers, num_clocks, bound)
         self.in_flight: dict[ObjectRef, InFlight] = {}
-        self.grad_norm = 0.0
         self.evaluations: deque[tuple[Event, ObjectRef]] = deque()
+        self.saved: int | None = None
+        self.first_version: int | None = None
         self.started = time.perf_counter()
-        self.begin(workers)
-
-    def begin(self, workers: list[dict[str, Any]]) -> None:
-        """Loads the newest checkpoint, or the initial weights and makes a checkpoint of them."""
-        newest = next(reversed(ckpt.checkpoints(self.run_dir)), None)
-        if newest is not None:
-            self.server.restore(newest)
-            self.saved = newest.version
-            self.clocks.clocks = list(newest.clocks)
-        else:
-            first = self.actors.workers[0].first_weights
-            self.server.load([first.remote(shard) for shard in range(len(self.actors.shards))])
-            self.save(wait=True)  # From here on there is always something to go back to.
-        self.first_version = self.server.version
-        shards = [{"index": i, "pid": pid} for i, pid in enumerate(self.server.pids)]
-        event = {"event": "start", "step": self.server.version, "num_workers": len(workers)}
-        self.log(event | {"workers": workers, "shards": shards, "done": self.done})
-        self.evaluate("val")
 
     @property
     def done(self) -> bool:
@@ -120,20 +84,22 @@ class Training:
             until: Called with each evaluation; true ends the run early.
 
         Raises:
-            JobError: If the loss is not finite, or actors died too often.
+            JobError: If the loss is not finite, an actor died too often, or the actors of a lost
+                node find no room.
         """
         update = self.sync_update if self.config.server.mode == "sync" else self.async_update
-        ended = self.done
+        lost: Exception | None = None
         while True:
             try:
+                self.begin(lost)
+                ended = self.done  # The newest checkpoint may be that of the last version.
                 while not ended:
                     update()
                     ended = self.after_update(until) or self.done
                 self.finish()
                 return
             except LOST as error:
-                self.recover(error)
-                ended = False
+                lost = error
 
     def sync_update(self) -> None:
         """One update from the mean of the first gradients that are there, all at one version.
@@ -180,20 +146,25 @@ class Training:
         Raises:
             JobError: If its loss is not finite.
         """
-        (ref,), _ = ray.wait(list(self.in_flight), num_returns=1)
+        (ref,) = self.actors.wait(list(self.in_flight), num_returns=1)
         stats = ray.get(ref)
         gradient = self.in_flight.pop(ref)
+        self.counts.bytes_read += stats["bytes_read"]
         if stats["pid"] != self.worker_pids[gradient.worker]:
             self.worker_pids[gradient.worker] = stats["pid"]
             self.counts.worker_restarts += 1
             event = {"event": "worker_restarted", "step": self.server.version}
             self.log(event | {"worker_rank": gradient.worker, "pid": stats["pid"]})
-        if not math.isfinite(stats["loss"]):
+        self.check_finite("loss", stats["loss"])
+        return gradient, stats
+
+    def check_finite(self, what: str, value: float) -> None:
+        """Ends a run that has diverged; checkpoints are finite, or are none (`Shard.save`)."""
+        if not math.isfinite(value):
             raise JobError(
-                f"the loss is not finite at update {self.server.version}; a smaller train.lr may "
+                f"the {what} is not finite at update {self.server.version}; a smaller train.lr may "
                 f"help; the newest checkpoint is in {self.run_dir.uri}"
             )
-        return gradient, stats
 
     def push(self, gradients: list[tuple[InFlight, dict[str, Any]]], factors: list[float]) -> None:
         """Makes the next version of these gradients."""
@@ -205,22 +176,17 @@ class Training:
             self.clocks.tick(gradient.worker)
             self.counts.staleness[gradient.staleness] += 1
             self.counts.delay[version - gradient.version] += 1
-            self.counts.bytes_read += 4 * self.config.problem.num_parameters
         every = self.config.tracking.every_steps
         if every and self.server.version % every == 0:
-            applied = [
-                [g.worker, self.clocks.clocks[g.worker] - 1, g.staleness] for g, _ in gradients
-            ]
+            applied = [[g.worker, stats["clock"], g.staleness] for g, stats in gradients]
             loss = sum(f * stats["loss"] for f, (_, stats) in zip(factors, gradients, strict=True))
             event = {"event": "step", "step": self.server.version, "loss": loss}
             self.log(event | {"applied": applied})
 
     def count(self, said: list[dict[str, Any]]) -> None:
         """Adds up what the shards say about one update."""
-        self.counts.bytes_sent += sum(shard["bytes"] for shard in said)
-        self.grad_norm = math.sqrt(sum(shard["squares"] for shard in said))
-        for queued, shard in zip(self.counts.queued_s, said, strict=True):
-            queued.append(shard["queued_s"])
+        self.counts.hear(said)
+        self.check_finite("gradient", self.counts.grad_norm)
 
     def after_update(self, until: Callable[[Event], bool]) -> bool:
         """Checkpoint and evaluation when they are due; whether to end early."""
@@ -247,16 +213,16 @@ class Training:
         done = []
         while self.evaluations:
             event, ref = self.evaluations[0]
-            if not ray.wait([ref], timeout=None if wait else 0)[0]:
+            if not wait and not ray.wait([ref], timeout=0)[0]:
                 break
-            split = event["split"]
-            event |= {f"{split}_{name}": value for name, value in ray.get(ref).items()}
-            event |= {
-                "grad_norm": self.grad_norm,
-                "updates_per_s": (event["step"] - self.first_version) / event["seconds"],
-            }
+            (found,), split = self.actors.get([ref]), event["split"]
+            event |= {f"{split}_{name}": value for name, value in found.items()}
+            new_updates = event["step"] - (self.first_version or 0)
+            event |= {"grad_norm": self.counts.grad_norm}
+            event |= {"updates_per_s": new_updates / event["seconds"]}
             self.evaluations.popleft()
             self.log(event)
+            self.check_finite(f"{split} loss", found["loss"])
             done.append(event)
         return done
 
@@ -268,7 +234,12 @@ class Training:
 
     def commit(self, wait: bool = False) -> None:
         """Completes checkpoints, and removes old ones."""
-        for version in self.server.commit_saved(self.run_dir, wait):
+        try:
+            versions = self.server.commit_saved(self.run_dir, wait)
+        except NotFiniteError:
+            self.check_finite("largest weight", math.inf)
+            raise
+        for version in versions:
             self.log({"event": "checkpoint", "step": version})
             ckpt.prune(self.run_dir, self.config.checkpoint.num_to_keep)
 
@@ -282,34 +253,64 @@ class Training:
         self.evaluate("test")
         self.evaluated(wait=True)
 
-    def recover(self, error: Exception) -> None:
-        """Takes all shards back to the newest checkpoint after one of them was lost.
+    def begin(self, lost: Exception | None) -> None:
+        """Takes all shards to the newest checkpoint, or to the initial weights, and says so.
 
         Workers need nothing of the kind: Ray starts them again and repeats what they were at.
 
+        Args:
+            lost: None at the start; else why the run has to go back.
+
         Raises:
-            JobError: If this happens too often.
+            JobError: If an actor died too often, or no checkpoint is whole.
         """
-        allowed = self.config.failure.max_failures
-        if 0 <= allowed <= self.counts.recoveries:
-            raise JobError(
-                f"actors died more than failure.max_failures={allowed} times: {error}"
-            ) from error
-        began = time.perf_counter()
-        before = self.server.version
-        newest = ckpt.checkpoints(self.run_dir)[-1]
+        before, began = self.server.version, time.perf_counter()
         # What is under way was computed from versions that are no more.
         self.in_flight.clear()
         self.evaluations.clear()
         try:
-            lost = self.server.restore(newest)
-        except (*LOST, ckpt.DamagedCheckpointError) as reason:
-            raise JobError(f"no way back to {newest.directory.uri}: {reason}") from reason
-        self.saved = newest.version
-        self.clocks.clocks = list(newest.clocks)
-        self.counts.recoveries += 1
-        self.counts.updates_redone += before - newest.version
+            renewed = self.go_back()
+            # So was what they have held back.
+            held_back = self.actors.get([worker.forget.remote() for worker in self.actors.workers])
+        except ray.exceptions.RayActorError as error:
+            # These calls wait for actors that start again. Here is one that does not.
+            allowed = self.config.failure.max_failures
+            raise JobError(
+                f"an actor died more than failure.max_failures={allowed} times: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        if self.saved is None:
+            self.save(wait=True)  # From here on there is always something to go back to.
+        event: Event = {"step": self.server.version}
+        if self.first_version is None:
+            self.first_version = self.server.version
+            shards = [{"index": i, "pid": pid} for i, pid in enumerate(self.server.pids)]
+            start = {"event": "start", "num_workers": len(self.workers), "workers": self.workers}
+            self.log(start | event | {"shards": shards, "done": self.done})
+        if lost is not None:
+            redone = before - self.server.version
+            self.counts.recoveries += 1
+            self.counts.updates_redone += redone
+            event |= {"event": "recovery", "lost_at": before, "redone": redone, "shards": renewed}
+            event |= {"pids": self.server.pids, "held_back": held_back}
+            self.log(event | {"seconds": time.perf_counter() - began})
         self.evaluate("val")
-        event = {"event": "recovery", "step": newest.version, "lost_at": before, "shards": lost}
-        event |= {"pids": self.server.pids, "redone": before - newest.version}
-        self.log(event | {"seconds": time.perf_counter() - began})
+
+    def go_back(self) -> list[int]:
+        """Takes the shards to the newest whole checkpoint; returns which are in a new process."""
+        damaged = []
+        for checkpoint in reversed(ckpt.checkpoints(self.run_dir)):
+            try:
+                renewed = self.server.restore(checkpoint)
+            except ckpt.DamagedCheckpointError as error:
+                damaged.append(str(getattr(error, "cause", error)))
+                self.log({"event": "damaged", "step": checkpoint.version, "reason": damaged[-1]})
+                checkpoint.discard()
+                continue
+            self.saved = checkpoint.version
+            self.clocks.clocks = list(checkpoint.clocks)
+            return renewed
+        if damaged:
+            raise JobError(f"no whole checkpoint is left: {damaged[0]}")
+        first = self.actors.workers[0].first_weights
+        return self.server.load([first.remote(shard) for shard in range(len(self.actors.shards))])
