@@ -5,8 +5,9 @@ import pytest
 import torch
 from core_parameter_server.compression import Array, Compressor
 from core_parameter_server.config import Config, TrainConfig
+from core_parameter_server.digits import Digits
 from core_parameter_server.optimizer import CHUNK, Optimizer
-from core_parameter_server.problems import Digits, batch, make_problem, share
+from core_parameter_server.problems import batch, make_problem, share
 from ray_shared.config import compose
 
 SIZE = CHUNK + 1000  # More than one chunk.

@@ -28,6 +28,7 @@ from core_parameter_server.compression import Array, Compressor, Packed
 from core_parameter_server.config import Config, TrainConfig
 from core_parameter_server.consistency import slices
 from core_parameter_server.optimizer import Optimizer
+from core_parameter_server.problems import make_problem
 
 MAX_PENDING_UPDATES = 4
 """Updates that the driver runs ahead of the slowest shard."""
@@ -139,9 +140,6 @@ class Worker:
     """
 
     def __init__(self, config: Config, rank: int):
-        # Here, because the shards need no torch, which takes seconds to import.
-        from core_parameter_server.problems import make_problem
-
         self.rank = rank
         self.problem = make_problem(config, rank)
         self.bounds = slices(len(self.problem.weights), config.server.num_shards)

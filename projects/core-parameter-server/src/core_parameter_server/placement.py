@@ -12,7 +12,12 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.util.placement_group import placement_group, placement_group_table
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_shared.errors import JobError, UserError
 
@@ -25,6 +30,30 @@ ROOM_TIMEOUT_S = 10
 LOOK_EVERY_S = 2.0
 
 
+def reserve(config: Config) -> PlacementGroup:
+    """A bundle for each actor.
+
+    Raises:
+        UserError: If there is no room; a cluster that can grow is waited for.
+    """
+    strategy, cpus = config.server.placement, config.bundles
+    if not config.cluster.autoscaling:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        config.check_placement([node.get("CPU", 0) for node in nodes])
+    group = placement_group([{"CPU": each} for each in cpus], strategy=strategy)
+    while not group.wait(ROOM_TIMEOUT_S):
+        free = ray.available_resources().get("CPU", 0)
+        found = (
+            f"no room for {len(cpus)} actors of {min(cpus):g} to {max(cpus):g} CPU within "
+            f"{ROOM_TIMEOUT_S} s; {free:g} CPU of the cluster are free"
+        )
+        if not config.cluster.autoscaling:
+            remove_placement_group(group)
+            raise UserError(f"server.placement={strategy}: {found}")
+        logger.warning("waiting for new nodes: %s", found)
+    return group
+
+
 class Actors:
     """All actors of a job, each in a bundle of one placement group.
 
@@ -33,26 +62,10 @@ class Actors:
     """
 
     def __init__(self, config: Config):
-        """Starts them.
-
-        Raises:
-            UserError: If there is no room; a cluster that can grow is waited for.
-        """
-        server, cpus = config.server, config.bundles
+        """Starts them; what it raises see `reserve`."""
         self.room_timeout_s = config.failure.room_timeout_s
-        if not config.cluster.autoscaling:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            config.check_placement([node.get("CPU", 0) for node in nodes])
-        self.group = placement_group([{"CPU": each} for each in cpus], strategy=server.placement)
-        while not self.group.wait(ROOM_TIMEOUT_S):
-            free = ray.available_resources().get("CPU", 0)
-            found = (
-                f"no room for {len(cpus)} actors of {min(cpus):g} to {max(cpus):g} CPU within "
-                f"{ROOM_TIMEOUT_S} s; {free:g} CPU of the cluster are free"
-            )
-            if not config.cluster.autoscaling:
-                raise UserError(f"server.placement={server.placement}: {found}")
-            logger.warning("waiting for new nodes: %s", found)
+        self.group = reserve(config)
+        cpus, num_shards = config.bundles, config.server.num_shards
 
         def actor(kind: type, bundle: int) -> Any:
             return ray.remote(
@@ -61,13 +74,13 @@ class Actors:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, bundle),
             )(kind)
 
-        bounds = slices(config.problem.num_parameters, server.num_shards)
+        bounds = slices(config.problem.num_parameters, num_shards)
         self.shards = [
             actor(Shard, index).remote(config.train, index, start, stop)
             for index, (start, stop) in enumerate(bounds)
         ]
         self.workers = [
-            actor(Worker, server.num_shards + rank).remote(config, rank)
+            actor(Worker, num_shards + rank).remote(config, rank)
             for rank in range(config.scaling.num_workers)
         ]
 
