@@ -47,6 +47,20 @@ def sentence(*overrides: str) -> str:
             "scaling.num_workers=1: action=straggler needs at least 2",
         ),
         (["action=compare", "run.name=mine"], "run.name=mine: only with action=train"),
+        (["action=tour", "run.name=mine"], "run.name=mine: only with action=train"),
+        (["action=compare", "server.mode=ssp"], "server.mode=ssp: only with action=train"),
+        (
+            ["action=compare", "server.num_backup=1"],
+            "server.num_backup=1: only with action=train",
+        ),
+        (
+            ["server.compression=topk", "server.num_backup=1"],
+            "server.compression=topk: not with backup workers",
+        ),
+        (
+            ["server.compression=topk", "action=straggler"],
+            "server.compression=topk: not with backup workers",
+        ),
         (["action=fly"], "action=fly: must be one of train, compare, straggler, tour"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -75,17 +89,31 @@ def test_more_actors_than_the_cluster_has_room_for_are_refused(start: StartJob, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_strict_placement_without_the_nodes_for_it_is_refused(start: StartJob, tmp_path: Path):
+    message = refused(start, "server.placement=STRICT_SPREAD", "cluster.num_cpus=4")
+    assert message == (
+        "server.placement=STRICT_SPREAD: needs a node for each of 5 shards and workers; the "
+        "cluster has 1 node(s), the largest with 4 CPU"
+    )
+    nodes = ["cluster=simulated", "cluster.num_nodes=3", "cluster.num_cpus=1"]
+    message = refused(start, "server.placement=STRICT_PACK", *nodes)
+    assert message.startswith(
+        "server.placement=STRICT_PACK: needs one node with 2 CPU; the cluster"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 def existing_run(tmp_path: Path, size: int = 100) -> Path:
     """A run of a quadratic with a checkpoint of 3 shards."""
     run = tmp_path / "runs" / "mine"
-    overrides = ["problem=quadratic", f"problem.size={size}"]
+    overrides = ["problem=quadratic", f"problem.size={size}", "scaling.num_workers=2"]
     locked = compose(Config, "core_parameter_server.conf", overrides).locked()
     write(open_storage(str(run)), 5, num_shards=3)
     (run / "run.json").write_text(json.dumps(locked))
     return run
 
 
-MINE = ["run.name=mine", "problem=quadratic"]
+MINE = ["run.name=mine", "problem=quadratic", "scaling.num_workers=2"]
 
 
 def content(run: Path) -> dict[str, bytes]:
@@ -97,6 +125,9 @@ def test_checkpoint_of_another_model_is_refused_by_key(start: StartJob, tmp_path
     before = content(run)
     message = refused(start, *MINE, "problem.size=101")
     assert message.startswith("problem.size=101: run 'mine' was started with 100; keep it")
+    # A version is one gradient of each worker, or one gradient.
+    message = refused(start, *MINE, "problem.size=100", "server.mode=ssp")
+    assert message.startswith("server.mode=async or ssp: run 'mine' was started with sync; keep it")
     assert content(run) == before
 
 

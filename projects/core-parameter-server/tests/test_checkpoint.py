@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from core_parameter_server import checkpoint as ckpt
+from core_parameter_server.config import Config
 from core_parameter_server.consistency import slices
+from ray_shared.config import compose
 from ray_shared.errors import UserError
 from ray_shared.storage import Storage, open_storage
 
 SIZE = 100
+QUADRATIC = ["problem=quadratic", f"problem.size={SIZE}", "scaling.num_workers=2"]
 VECTOR = np.arange(SIZE, dtype=np.float32)
 
 
@@ -18,10 +21,14 @@ def write(run_dir: Storage, version: int, num_shards: int, commit: bool = True) 
     entries = []
     for index, (start, stop) in enumerate(slices(SIZE, num_shards)):
         arrays = {"weights": VECTOR[start:stop], "velocity": -VECTOR[start:stop]}
-        entries.append(ckpt.write_shard(directory, index, start, arrays, num_steps=version))
+        entries.append(ckpt.write_shard(directory, index, start, arrays, "momentum", version))
     if commit:
         ckpt.commit(run_dir, version, [version, version], entries)
     return directory
+
+
+def configured(*overrides: str) -> Config:
+    return compose(Config, "core_parameter_server.conf", [*QUADRATIC, *overrides])
 
 
 @pytest.fixture
@@ -54,6 +61,33 @@ def test_only_the_newest_are_kept(run_dir: Storage):
     assert not ckpt.directory_of(run_dir, 5).exists()
 
 
+def test_what_a_crash_left_goes_once_a_newer_checkpoint_is_whole(run_dir: Storage):
+    for version in (5, 10):
+        write(run_dir, version, 2)
+    write(run_dir, 15, 2, commit=False)  # As when somebody is at it.
+    ckpt.prune(run_dir, 2)
+    assert ckpt.directory_of(run_dir, 15).exists()
+    write(run_dir, 20, 2)
+    ckpt.prune(run_dir, 2)
+    assert run_dir.names() == ["checkpoint-00000010", "checkpoint-00000020"]
+
+
+@pytest.mark.parametrize("left", [None, b"a half"])
+def test_files_that_the_driver_does_not_see_make_no_checkpoint(
+    run_dir: Storage, left: bytes | None
+):
+    directory = ckpt.directory_of(run_dir, 5)
+    entries = [
+        ckpt.write_shard(directory, i, 50 * i, {"weights": VECTOR[:50]}, "sgd", 5) for i in (0, 1)
+    ]
+    unseen = Path(directory.path) / "shard-001.npz"
+    unseen.unlink() if left is None else unseen.write_bytes(left)
+    found = "none" if left is None else "6"
+    with pytest.raises(UserError, match=rf"storage.path: .*001.npz, the driver sees {found}: it"):
+        ckpt.commit(run_dir, 5, [5, 5], entries)
+    assert ckpt.checkpoints(run_dir) == []
+
+
 @pytest.mark.parametrize("damage", [b"", b"x" * 50, None])
 def test_damaged_shard_file_is_named(run_dir: Storage, damage: bytes | None):
     directory = write(run_dir, 5, 2)
@@ -66,17 +100,37 @@ def test_damaged_shard_file_is_named(run_dir: Storage, damage: bytes | None):
         ckpt.checkpoints(run_dir)[0].read(0, SIZE)
     ckpt.checkpoints(run_dir)[0].read(0, SIZE // 2)  # The other file is whole.
     with pytest.raises(UserError, match=r"shard-001.npz: damaged .*; remove .*00005"):
-        ckpt.check_newest(run_dir, SIZE)
+        ckpt.check_newest(run_dir, configured())
 
 
 def test_damaged_manifest_is_named(run_dir: Storage):
     directory = write(run_dir, 5, 2)
     Path(directory.path, "manifest.json").write_text('{"version": 5')
     with pytest.raises(UserError, match=r"manifest.json: damaged"):
-        ckpt.check_newest(run_dir, SIZE)
+        ckpt.check_newest(run_dir, configured())
 
 
-def test_other_number_of_parameters_is_refused(run_dir: Storage):
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["problem.size=99"], "checkpoint-00000005: has 100 parameters, the model has 99"),
+        (["train.optimizer=adam"], "train.optimizer=adam: .*-00000005 was made with momentum"),
+        (["scaling.num_workers=3"], "scaling.num_workers=3: .*-00000005 was made with 2"),
+    ],
+)
+def test_checkpoint_of_something_else_is_refused_without_a_record_of_the_run(
+    run_dir: Storage, overrides: list[str], expected: str
+):
     write(run_dir, 5, 2)
-    with pytest.raises(UserError, match="has 100 parameters, the model has 99"):
-        ckpt.check_newest(run_dir, 99)
+    ckpt.check_newest(run_dir, configured())
+    with pytest.raises(UserError, match=expected):
+        ckpt.check_newest(run_dir, configured(*overrides))
+
+
+def test_run_that_must_resume_goes_by_its_checkpoints(run_dir: Storage):
+    must = configured("run.name=run", "run.resume=must")
+    directory = write(run_dir, 5, 2)
+    ckpt.check_newest(run_dir, must)
+    directory.delete()  # What the sentence about a damaged file advises.
+    with pytest.raises(UserError, match="run.resume=must: .* has no checkpoint to resume from"):
+        ckpt.check_newest(run_dir, must)

@@ -73,8 +73,9 @@ def test_get_after_each_call_runs_one_task_at_a_time(tour: Tour):
 
 
 def test_wait_does_not_let_the_slow_task_hold_up_the_others(tour: Tour):
-    assert tour["wait"]["in_order_slow_handled_as"] == 1
     assert tour["wait"]["as_they_come_slow_handled_as"] > 1
+    # While it waits for the slow one, it could have handled others.
+    assert tour["wait"]["as_they_come_first_s"] < tour["wait"]["in_order_first_s"]
 
 
 def test_batches_and_single_operations_give_the_same_sum(tour: Tour):

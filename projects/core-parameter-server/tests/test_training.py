@@ -30,6 +30,7 @@ from ray_shared.config import compose
 from ray_shared.errors import JobError, UserError
 from ray_shared.report import Report
 from ray_shared.storage import Storage, open_storage
+from ray_shared.testing import wait_for
 
 SIZE, NUM_CLOCKS = 50, 24
 Event = dict[str, Any]
@@ -223,6 +224,54 @@ def test_no_whole_checkpoint_ends_the_job(actors: Actors, run_dir: Storage):
 
     with pytest.raises(JobError, match="no whole checkpoint is left: .*missing or empty"):
         train(actors, configured(), run_dir, at("checkpoint", 10, damage))
+
+
+def test_shard_lost_while_it_saves_leaves_the_checkpoint_before(
+    actors: Actors, run_dir: Storage, calm: np.ndarray
+):
+    lost = [0]
+
+    class LosesASavingShard(Training):
+        def save(self, wait: bool = False) -> None:
+            if self.server.version != 20 or not lost:
+                return super().save(wait)
+            self.commit(wait=True)
+            shard = self.server.pids[lost[0]]
+            os.kill(shard, signal.SIGSTOP)  # The other one writes its file.
+            super().save(wait)
+            wait_for(lambda: files(run_dir, 20), "file of the other shard")
+            kill_shard(self, lost.pop())
+            left.extend(path.name for path in files(run_dir, 20))
+            return None
+
+    left: list[str] = []
+    _, events = train(actors, configured(), run_dir, kind=LosesASavingShard)
+    assert left == ["shard-001.npz"]
+    (recovery,) = of(events, "recovery")
+    assert recovery["step"] == 10
+    assert [e["step"] for e in of(events, "checkpoint")] == [0, 10, 20, NUM_CLOCKS]
+    np.testing.assert_array_equal(final_weights(run_dir), calm)
+
+
+@pytest.mark.fault
+def test_each_actor_may_be_lost_as_often_as_max_failures_says(run_dir: Storage):
+    config = configured("failure.max_failures=1")
+    first = at("step", 5, lambda training: kill_shard(training, 0))
+    other = at("step", 12, lambda training: kill_shard(training, 1))
+    second = at("step", 18, lambda training: kill_shard(training, 0))
+    recoveries: list[list[int]] = []
+
+    def react(training: Training, event: Event) -> None:
+        if event["event"] == "recovery":
+            recoveries.append(event["shards"])
+        for action in (first, other, second):
+            action(training, event)
+
+    with started(config) as actors:
+        expected = "an actor died more than failure.max_failures=1 times"
+        with pytest.raises(JobError, match=expected):
+            train(actors, config, run_dir, react)
+    assert recoveries == [[0], [1]]
 
 
 def test_node_out_of_memory_is_a_loss_like_others(
