@@ -10,7 +10,8 @@ from ray_shared.groups import ClusterConfig, RunConfig, StorageConfig, TrackingC
 PROJECT = "core-parameter-server"
 RAY_DEFAULTS = {
     # Ray gives the memory of freed objects back once a second or every hundred objects: gigabytes
-    # of dead gradients, and each new one in memory that the system has yet to hand out.
+    # of dead gradients, and each new one in memory that the system has yet to hand out. The raylet
+    # reads this when it starts: on an existing cluster it has to be set for `ray start`.
     "RAY_free_objects_batch_size": "1",
 }
 ACTIONS = ("train", "compare", "straggler", "tour")
