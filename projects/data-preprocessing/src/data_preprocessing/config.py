@@ -9,7 +9,6 @@ from ray_shared.errors import UserError, check
 from ray_shared.groups import (
     ClusterConfig,
     RunConfig,
-    ScalingConfig,
     StorageConfig,
     TrackingConfig,
 )
@@ -159,6 +158,23 @@ class TrainConfig:
 
 
 @dataclass
+class ScalingConfig:
+    """How many training workers, and what each of them gets."""
+
+    num_workers: int
+    """Workers that train together. At least 1."""
+    cpus_per_worker: float
+    """CPUs that each worker reserves, and how many threads it has: at least one. More than 0."""
+    start_timeout_s: float
+    """Seconds to wait for the workers to start before trying again. More than 0."""
+
+    def __post_init__(self) -> None:
+        check(self.num_workers >= 1, "scaling.num_workers", self.num_workers, ">= 1")
+        check(self.cpus_per_worker > 0, "scaling.cpus_per_worker", self.cpus_per_worker, "> 0")
+        check(self.start_timeout_s > 0, "scaling.start_timeout_s", self.start_timeout_s, "> 0")
+
+
+@dataclass
 class CheckpointConfig:
     """When the model is saved while it is trained."""
 
@@ -227,6 +243,15 @@ class Config:
             raise UserError("data.zones=null: trips of your own need their table of zones")
         if self.dataset is not None and self.action != "train":
             raise UserError(f"dataset={self.dataset}: only with action=train")
+
+    def ray_train_environment(self) -> dict[str, str]:
+        """What Ray Train takes from the environment of the driver, and hands on to its workers."""
+        # Nobody takes the only machine of a local cluster away, and the watcher is one process.
+        watch = self.cluster.mode != "local"
+        return {
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self.scaling.start_timeout_s),
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if watch else "0",
+        }
 
     def locked(self) -> dict[str, Any]:
         """What a run of the same name must not change."""

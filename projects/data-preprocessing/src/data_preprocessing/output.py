@@ -107,9 +107,9 @@ def write_parquet(file: Storage, table: pl.DataFrame) -> dict[str, Any]:
     return {"rows": table.height, "bytes": len(content), "sha256": sha256}
 
 
-def read_parquet(file: Storage) -> pl.DataFrame:
-    """Reads a small file."""
-    return pl.read_parquet(io.BytesIO(file.read_bytes()))
+def read_parquet(file: Storage, columns: list[str] | None = None) -> pl.DataFrame:
+    """Reads a file, or some of its columns."""
+    return pl.read_parquet(io.BytesIO(file.read_bytes()), columns=columns)
 
 
 def commit(attempt: Attempt, content: dict[str, Any]) -> Storage:

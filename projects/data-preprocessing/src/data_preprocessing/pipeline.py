@@ -22,7 +22,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import ray
@@ -30,7 +30,6 @@ from ray_shared.errors import JobError, UserError
 from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
-from ray_shared.tracking import Tracker
 
 from data_preprocessing import output, reading, results, trips
 from data_preprocessing.config import PROJECT, Config
@@ -49,6 +48,9 @@ from data_preprocessing.output import SPLITS, Attempt
 from data_preprocessing.quality import write_page
 from data_preprocessing.reading import Unit, UnreadableFileError
 from data_preprocessing.zones import Zones, load_zones
+
+if TYPE_CHECKING:
+    from ray_shared.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -74,6 +76,9 @@ def prepare(config: Config, report: Report) -> None:
         UserError: If nothing can be made of the input, or the disk is full.
         JobError: If too much of the input breaks the contract.
     """
+    # Here, because the tasks import this module, too, and Ray Train takes seconds.
+    from ray_shared.tracking import Tracker
+
     name = run_name(config.run, PROJECT)
     run_dir = open_storage(config.storage.path).child(name)
     record_run(run_dir, config.locked())
@@ -157,7 +162,7 @@ def run_stage(
     task: Callable[..., Row],
     units: list[Unit],
     work: Work,
-    tracker: Tracker,
+    tracker: "Tracker",
     report: Report,
     **options: Any,
 ) -> None:
@@ -266,8 +271,9 @@ def transform(row: Row, work: Work, preprocessor: Preprocessor) -> Row:
             derived = derive(accepted, work.zones.table)
             for split, part in split_by_time(derived, work).items():
                 if part.height:
-                    table = part.select(*TRACE, PICKUP, pl.col(LABEL).cast(pl.Float32))
-                    table = table.hstack(preprocessor.transform(part))
+                    split_id = pl.lit(SPLITS.index(split), pl.Int8).alias("split_id")
+                    head = part.select(*TRACE, split_id, PICKUP, pl.col(LABEL).cast(pl.Float32))
+                    table = head.hstack(preprocessor.transform(part))
                     path = f"features/split={split}/{unit.name}-{number:04d}.parquet"
                     written = output.write_parquet(work.attempt.directory.child(path), table)
                     files.append({"path": path, **written})
@@ -343,7 +349,7 @@ def finish(
     content = {
         "kind": "features",
         "rows": counts.metrics(),
-        "schema": {"file": "int32", "row": "int64", PICKUP: "timestamp[us]", **schema},
+        "schema": {"file": "int32", "row": "int64", "split_id": "int8", PICKUP: "timestamp[us]", **schema},
         "features": preprocessor.features,
         "label": LABEL,
         "files": written,

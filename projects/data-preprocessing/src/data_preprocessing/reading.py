@@ -149,6 +149,7 @@ def cut(
             with filesystem.open_input_file(file.path) as stream:
                 footer = pq.read_metadata(stream)
         except (pa.ArrowException, OSError) as error:
+            _raise_if_out_of_reach(error, file, filesystem)
             unreadable.append((file, str(error).splitlines()[0]))
             continue
         groups: list[int] = []
@@ -177,8 +178,20 @@ def read_chunks(unit: Unit, filesystem: fs.FileSystem) -> Iterator[tuple[int, pl
         for chunk in read(unit, filesystem):
             yield row, chunk
             row += chunk.height
-    except (pa.ArrowException, pl.exceptions.PolarsError) as error:
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+        _raise_if_out_of_reach(error, unit.file, filesystem)
         raise UnreadableFileError(f"{unit.file.uri}: {str(error).splitlines()[0]}") from None
+
+
+def _raise_if_out_of_reach(error: Exception, file: InputFile, filesystem: fs.FileSystem) -> None:
+    """Tells a damaged file from a storage that fails: pyarrow raises `OSError` for both.
+
+    A file whose bytes can all be read, and still not be understood, is damaged.
+    """
+    if isinstance(error, OSError):
+        with filesystem.open_input_stream(file.path) as stream:
+            while stream.read(TEXT_BLOCK):
+                pass
 
 
 def _read_parquet(unit: Unit, filesystem: fs.FileSystem) -> Iterator[pl.DataFrame]:

@@ -6,18 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import psutil
 from ray_shared.errors import UserError
 from ray_shared.report import Report, show_table
 from ray_shared.storage import Storage
-from ray_shared.tracking import Tracker
 
 from data_preprocessing.contract import REASONS
 from data_preprocessing.output import SPLITS
 from data_preprocessing.reading import InputFile, Unit
+
+if TYPE_CHECKING:
+    from ray_shared.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 SHOW_EVERY_S = 2.0
@@ -128,7 +130,7 @@ def raise_if_failed(row: dict[str, Any]) -> None:
 
 
 @contextmanager
-def recorded(tracker: Tracker, report: Report, run_dir: Storage) -> Iterator[None]:
+def recorded(tracker: "Tracker", report: Report, run_dir: Storage) -> Iterator[None]:
     """Fills the report however the block ends, and closes the tracker."""
     status, started = "failed", time.perf_counter()
     report.artifacts = {"run": run_dir.uri, "events": str(tracker.events_path)}

@@ -22,7 +22,6 @@ from ray_shared.bundle import read_bundle
 from ray_shared.report import Report, show_table
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
-from ray_shared.tracking import Tracker
 
 from data_preprocessing import output, pipeline, reading, results
 from data_preprocessing.config import PROJECT, Config
@@ -36,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 def score(config: Config, report: Report) -> None:
     """`action=score`: predictions for raw trips, on the connected cluster; fills `report`."""
+    # Here, because the tasks import this module, too, and Ray Train takes seconds.
+    from ray_shared.tracking import Tracker
+
     name = run_name(config.run, PROJECT)
     run_dir = open_storage(config.storage.path).child(name)
     bundle = output.find_bundle(config)

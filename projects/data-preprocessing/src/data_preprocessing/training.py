@@ -1,8 +1,11 @@
 """A gradient-boosted model of trip durations, trained by several workers with Ray Train.
 
-Each worker gets its share of the prepared rows as a stream from Ray Data, reads it once, and keeps
-it as XGBoost's own quantized matrix, one byte a value. The workers grow every tree together: they
-add up their histograms of gradients, so that the model is that of one process with all rows.
+Each worker reads its share of the prepared files once, and keeps it as XGBoost's own quantized
+matrix, one byte a value. The workers grow every tree together: they add up their histograms of
+gradients, so that the model is that of one process with all rows.
+
+Why files, and not `get_dataset_shard`: a stream that Ray Data splits gives workers equal shares by
+leaving rows out, or all rows in whatever shares; and each start of a run would deal them anew.
 
     python -m data_preprocessing action=train
 
@@ -17,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import ray.train
 import ray.train.xgboost
 import xgboost as xgb
@@ -50,6 +52,7 @@ def train(config: Config, report: Report) -> None:
     Raises:
         JobError: If workers failed too often.
     """
+    os.environ.update(config.ray_train_environment())
     for variable, value in RAY_TRAIN_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     name = run_name(config.run, PROJECT)
@@ -60,21 +63,14 @@ def train(config: Config, report: Report) -> None:
     tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
     tracker.start(report.config)
     preprocessor = read_preprocessor(dataset, manifest)
-    columns = [LABEL, *preprocessor.features]
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     trainer = ray.train.xgboost.XGBoostTrainer(
         train_loop,
-        train_loop_config={"config": config, "run_dir": run_dir, "preprocessor": preprocessor},
-        datasets={
-            split: ray.data.read_parquet(
-                output.feature_files(dataset, manifest, split),
-                filesystem=dataset.filesystem,
-                columns=columns,
-            )
-            for split in SPLITS
+        train_loop_config={
+            "config": config,
+            "run_dir": run_dir,
+            "dataset": dataset.child(manifest["attempt"]),
+            "files": manifest["files"],
+            "preprocessor": preprocessor,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scaling.num_workers,
@@ -116,18 +112,22 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
     """The training loop, on every worker.
 
     Args:
-        loop: `config`, `run_dir` (Storage) and `preprocessor`.
+        loop: `config`, `run_dir` (Storage), `dataset` (Storage) with its `files` as the manifest
+            lists them, and `preprocessor`.
 
     Returns:
         Metrics and the bundle's URI, the same on every worker.
     """
+    # Ray Train logs every report at INFO, under the root logger.
+    logging.getLogger().setLevel(logging.WARNING)
     config: Config = loop["config"]
     preprocessor: Preprocessor = loop["preprocessor"]
     context = ray.train.get_context()
     newest = ray.train.get_checkpoint()
     before = load_model(newest) if newest is not None else None
     rounds_done = before.num_boosted_rounds() if before is not None else 0
-    worker = {"rank": context.get_world_rank(), "pid": os.getpid()}
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    worker = {"rank": rank, "pid": os.getpid()}
     ray.train.report({"event": "start", "step": rounds_done, "worker": worker})
 
     started = time.perf_counter()
@@ -140,9 +140,14 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
         "seed": config.train.seed,
         "nthread": max(int(config.scaling.cpus_per_worker), 1),
     }
+
+    def read(split: str) -> tuple[np.ndarray, np.ndarray]:
+        files = share(loop["files"], split, rank, world_size)
+        return read_files(loop["dataset"], files, preprocessor.features)
+
     matrices: dict[str, xgb.DMatrix] = {}
     for split in ("train", "val"):
-        features, labels = read_shard(split, preprocessor.features)
+        features, labels = read(split)
         matrices[split] = xgb.QuantileDMatrix(
             features,
             labels,
@@ -156,7 +161,7 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
     callbacks: list[xgb.callback.TrainingCallback] = [Checkpoints(config, rounds_done)]
     if config.train.early_stopping_rounds:
         stop = xgb.callback.EarlyStopping(
-            config.train.early_stopping_rounds, data_name="val", metric_name="rmse"
+            rounds=config.train.early_stopping_rounds, data_name="val", metric_name="rmse"
         )
         callbacks.append(stop)
     booster = before
@@ -172,27 +177,44 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
         )
     assert booster is not None
     train_s = time.perf_counter() - started - read_s
-    return finish(booster, preprocessor, loop["run_dir"]) | {"read_s": read_s, "train_s": train_s}
+    metrics = finish(booster, preprocessor, read("test"), loop["run_dir"])
+    return metrics | {"read_s": read_s, "train_s": train_s}
 
 
-def read_shard(split: str, features: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """This worker's share of a split, read once.
+def share(
+    files: list[dict[str, Any]], split: str, rank: int, world_size: int
+) -> list[dict[str, Any]]:
+    """A worker's files of a split: about as many rows as each other worker's, and no file twice.
+
+    The same for the same files and number of workers, so that a resumed run goes on with its own.
+    """
+    own: list[list[dict[str, Any]]] = [[] for _ in range(world_size)]
+    rows = [0] * world_size
+    chosen = [f for f in files if f["path"].startswith(f"features/split={split}/")]
+    for file in sorted(chosen, key=lambda f: (-f["rows"], f["path"])):
+        least = rows.index(min(rows))
+        own[least].append(file)
+        rows[least] += file["rows"]
+    return own[rank]
+
+
+def read_files(
+    dataset: Storage, files: list[dict[str, Any]], names: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads files once, one after the other.
 
     Returns:
         Features, float32 [rows, features], and labels, float32 [rows].
     """
-    shard = ray.train.get_dataset_shard(split)
-    tables = list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
-    rows = sum(table.num_rows for table in tables)
-    matrix, labels = np.empty((rows, len(features)), np.float32), np.empty(rows, np.float32)
+    size = sum(file["rows"] for file in files)
+    features, labels = np.empty((size, len(names)), np.float32), np.empty(size, np.float32)
     start = 0
-    for table in tables:
-        part = slice(start, start + table.num_rows)
-        for number, name in enumerate(features):
-            matrix[part, number] = table[name].to_numpy()
-        labels[part] = table[LABEL].to_numpy()
-        start += table.num_rows
-    return matrix, labels
+    for file in files:
+        rows = output.read_parquet(dataset.child(file["path"]), [LABEL, *names])
+        here = slice(start, start + rows.height)
+        features[here], labels[here] = rows.select(names).to_numpy(), rows[LABEL].to_numpy()
+        start += rows.height
+    return features, labels
 
 
 class Checkpoints(xgb.callback.TrainingCallback):  # type: ignore[misc] # xgboost has no types
@@ -238,17 +260,22 @@ def load_model(checkpoint: ray.train.Checkpoint) -> xgb.Booster:
         return xgb.Booster(model_file=Path(directory) / MODEL)
 
 
-def finish(booster: xgb.Booster, preprocessor: Preprocessor, run_dir: Storage) -> dict[str, Any]:
+def finish(
+    booster: xgb.Booster,
+    preprocessor: Preprocessor,
+    test: tuple[np.ndarray, np.ndarray],
+    run_dir: Storage,
+) -> dict[str, Any]:
     """Tests the best model beside the median of the training labels, and writes it as a bundle."""
     best = booster.best_iteration if booster.attr("best_iteration") else None
     rounds = booster.num_boosted_rounds() if best is None else best + 1
-    features, labels = read_shard("test", preprocessor.features)
+    features, labels = test
     model = booster[:rounds]
     predicted = model.inplace_predict(features) if len(labels) else labels
     median = preprocessor.state["label_median"]
     squares = [np.square(labels - p, dtype=np.float64).sum() for p in (predicted, median)]
     # Over all workers, like the histograms of the trees.
-    sums = xgb.collective.allreduce(np.array([len(labels), *squares]), xgb.collective.Op.SUM)
+    sums = xgb.collective.allreduce(np.array([len(labels), *squares]), op=xgb.collective.Op.SUM)
     metrics = {
         "rmse": float(np.sqrt(sums[1] / sums[0])),
         "rmse_of_median": float(np.sqrt(sums[2] / sums[0])),
