@@ -193,7 +193,7 @@ def test_lost_node_without_room_for_its_actors_elsewhere_ends_the_job(
         joined = ["cluster=existing", f"cluster.address={nodes.address}"]
         with start("run.name=hurt", *full, *joined, *COUNTED) as job:
             job.wait_for_event(step_reached(55))
-            nodes.remove_node(nodes.worker_nodes[0], allow_graceful=False)
+            nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
             assert job.wait(180) == 1, job.output()
     assert "found no room on another one within failure.room_timeout_s=3" in job.result()["error"]
     assert len(weights(tmp_path, "hurt")) == 4810

@@ -1,5 +1,6 @@
 """What the job does: one run, or several beside each other."""
 
+import copy
 import dataclasses
 import logging
 from typing import Any
@@ -56,7 +57,9 @@ def compare(config: Config, report: Report) -> None:
     rows: dict[str, dict[str, Any]] = {}
     with results.recorded(tracker, report, run_dir), report.timed("job_s"):
         for name, server in variants(config).items():
-            variant = dataclasses.replace(config, server=server)
+            # Not `replace`, which checks anew: as an override, a mode is refused here.
+            variant = copy.copy(config)
+            variant.server = server
             log = logged(tracker, name)
             training = Training(
                 variant, actors, run_dir.child(name.replace(", ", "-").replace(" ", "-")), log
