@@ -136,8 +136,10 @@ def pyspark_local(source: str, target: str) -> Callable[[], None]:
 
     def run() -> None:
         trips = spark.read.parquet(str(Path(source).parent)).select(READ).dropna()
-        minutes = (f.unix_micros(f.col(DROPOFF).cast("timestamp"))
-                   - f.unix_micros(f.col(PICKUP).cast("timestamp"))) / 60e6
+        minutes = (
+            f.unix_micros(f.col(DROPOFF).cast("timestamp"))
+            - f.unix_micros(f.col(PICKUP).cast("timestamp"))
+        ) / 60e6
         trips = trips.withColumn("minutes", minutes).withColumn("hour", f.hour(PICKUP))
         mph = f.col("trip_distance") / f.col("minutes") * 60
         kept = trips.where(
@@ -216,9 +218,11 @@ def ray_tasks(source: str, target: str) -> Callable[[], None]:
     @ray.remote(num_cpus=1)
     def sums(path: str) -> Any:
         kept = polars_derived(pl.scan_parquet(path))
-        return kept.group_by(GROUP).agg(
-            pl.col("minutes").sum(), pl.col("mph").sum(), n=pl.len()
-        ).collect()
+        return (
+            kept.group_by(GROUP)
+            .agg(pl.col("minutes").sum(), pl.col("mph").sum(), n=pl.len())
+            .collect()
+        )
 
     @ray.remote(num_cpus=1)
     def join(path: str, means: Any) -> None:

@@ -1,5 +1,7 @@
 """Features: counted in any order, fitted on training rows only, applied alike everywhere."""
 
+import itertools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -35,7 +37,7 @@ def test_chunks_in_any_order_add_up_to_the_same_bits(
     rows: pl.DataFrame, zones: Zones, cuts: list[int], order: object
 ):
     edges = [0, *sorted(cuts), rows.height]
-    parts = [count(rows[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [count(rows[a:b]) for a, b in itertools.pairwise(edges)]
     order.shuffle(parts)  # type: ignore[attr-defined]
     together = add_up(parts)
     # Rounding to millionths happens row by row, so not even the last bit differs.
@@ -73,7 +75,9 @@ def test_nothing_is_learnt_from_validation_and_test_rows(rows: pl.DataFrame, zon
     work = Work({}, None, None, zones, "2024-01-22", "2024-01-27")  # type: ignore[arg-type]
     late = pl.col(PICKUP) >= pl.datetime(2024, 1, 22)
     other = rows.with_columns(pl.when(late).then(999.0).otherwise(LABEL).alias(LABEL))
-    other = other.with_columns(pl.when(late).then(1).otherwise("PULocationID").alias("PULocationID"))
+    other = other.with_columns(
+        pl.when(late).then(1).otherwise("PULocationID").alias("PULocationID")
+    )
     assert not other.equals(rows)
     nothing = rows.clear().with_columns(reason=pl.lit(""))
     states = [

@@ -224,4 +224,6 @@ def feature_files(run_dir: Storage, manifest: dict[str, Any], split: str) -> lis
     """Paths, for the run's filesystem, of the Parquet files of a split."""
     prefix = f"features/split={split}/"
     base = f"{run_dir.path}/{manifest['attempt']}"
-    return [f"{base}/{file['path']}" for file in manifest["files"] if file["path"].startswith(prefix)]
+    return [
+        f"{base}/{file['path']}" for file in manifest["files"] if file["path"].startswith(prefix)
+    ]

@@ -131,9 +131,7 @@ def find_input(config: Config, run_dir: Storage) -> tuple[list[reading.InputFile
     if data.path is not None:
         return reading.find_files(data.path), open_storage(data.path)
     directory = run_dir.child("input")
-    specs = trips.specs(
-        data.num_rows, data.num_files, data.broken_fraction, data.format, data.seed
-    )
+    specs = trips.specs(data.num_rows, data.num_files, data.broken_fraction, data.format, data.seed)
     there = set(directory.names())
     missing = [{"file": spec.index} for spec in specs if spec.name not in there]
     if missing:
@@ -345,11 +343,17 @@ def finish(
     quarantine = attempt.directory.child("quarantine")
     valid = {unit.name for unit in units}
     rejected = [name for name in quarantine.names() if name.rpartition("-")[0] in valid]
-    schema = {name: "float32" for name in (LABEL, *preprocessor.features)}
+    schema = dict.fromkeys((LABEL, *preprocessor.features), "float32")
     content = {
         "kind": "features",
         "rows": counts.metrics(),
-        "schema": {"file": "int32", "row": "int64", "split_id": "int8", PICKUP: "timestamp[us]", **schema},
+        "schema": {
+            "file": "int32",
+            "row": "int64",
+            "split_id": "int8",
+            PICKUP: "timestamp[us]",
+            **schema,
+        },
         "features": preprocessor.features,
         "label": LABEL,
         "files": written,

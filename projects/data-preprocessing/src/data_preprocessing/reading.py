@@ -222,7 +222,9 @@ def _read_jsonl(unit: Unit, filesystem: fs.FileSystem) -> Iterator[pl.DataFrame]
     names: list[str] | None = None
     with filesystem.open_input_stream(unit.file.path) as stream:
         for block in _lines(stream, b""):
-            if names is None:  # A writer may leave a null out; a column that the file lacks, always.
+            if (
+                names is None
+            ):  # A writer may leave a null out; a column that the file lacks, always.
                 names = [name for name in COLUMNS if f'"{name}"'.encode() in block]
             yield pl.read_ndjson(io.BytesIO(block), schema=dict.fromkeys(names, pl.String))
 

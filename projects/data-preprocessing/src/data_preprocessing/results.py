@@ -191,9 +191,7 @@ def save_statistics(dataset: Any, stage: str, report: Report) -> None:
     report.artifacts[f"statistics_{stage}"] = str(path)
 
 
-def show_plan(
-    run_dir: Storage, files: list[InputFile], units: list[Unit], resumed: bool
-) -> None:
+def show_plan(run_dir: Storage, files: list[InputFile], units: list[Unit], resumed: bool) -> None:
     """One line before anything happens."""
     size_mb = sum(file.size for file in files) / 1e6
     logger.info(

@@ -34,7 +34,6 @@ from ray_shared.tracking import Tracker
 from data_preprocessing import output, results
 from data_preprocessing.config import PROJECT, Config
 from data_preprocessing.features import LABEL, Preprocessor
-from data_preprocessing.output import SPLITS
 
 logger = logging.getLogger(__name__)
 MODEL = "model.ubj"
@@ -229,7 +228,7 @@ class Checkpoints(xgb.callback.TrainingCallback):  # type: ignore[misc] # xgboos
         self.every, self.rounds_before = config.checkpoint.every_rounds, rounds_before
         self.last_round = config.train.num_rounds
 
-    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:  # noqa: ARG002
         """XGBoost's hook: a round is done; `epoch` counts from 0, also in a resumed run."""
         done = model.num_boosted_rounds()
         if done % self.every == 0 or done == self.last_round:

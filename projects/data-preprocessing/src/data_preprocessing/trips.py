@@ -7,6 +7,7 @@ a test can count what the pipeline finds.
 """
 
 import io
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ def specs(
     Parquet, where that makes it unreadable), one that lacks a column, one with a column too many.
     """
     cuts = [num_rows * i // num_files for i in range(num_files + 1)]
-    sizes = [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    sizes = [b - a for a, b in itertools.pairwise(cuts)]
     faults: list[str | None] = [None] * num_files
     if broken_fraction:
         extra = [f for f in FILE_FAULTS if f != "truncated" or kind == "parquet"]
@@ -174,9 +175,9 @@ def generate(spec: FileSpec) -> pl.DataFrame:
 def _minutes(
     miles: np.ndarray, hour: np.ndarray, weekday: np.ndarray, borough: np.ndarray, rng: Any
 ) -> np.ndarray:
-    """How long trips take: slow in the rush hours of weekdays and in Manhattan, faster when long."""
+    """How long trips take: slow on weekdays' rush hours and in Manhattan, faster when long."""
     rush = np.exp(-((hour - 8.5) ** 2) / 4) + np.exp(-((hour - 17.5) ** 2) / 6)
-    mph = 20 - 9 * rush * (weekday < 5) - 4 * (borough == "Manhattan") + 1.0 * np.minimum(miles, 12)
+    mph = 20 - 9 * rush * (weekday < 5) - 4 * (borough == "Manhattan") + np.minimum(miles, 12)
     minutes = 1.5 + miles / np.maximum(mph, 5) * 60
     # Within limits, so that no trip breaks the contract by chance.
     luck = np.clip(rng.lognormal(0, 0.2, len(miles)), 0.45, 2.5)

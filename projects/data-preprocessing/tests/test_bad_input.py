@@ -1,0 +1,141 @@
+"""A user's mistake: exit code 2, one sentence, no Ray, nothing in storage."""
+
+from pathlib import Path
+
+import pytest
+from data_preprocessing import trips
+from data_preprocessing.config import Config
+from ray_shared.config import compose
+from ray_shared.errors import UserError
+from ray_shared.storage import open_storage
+
+from .conftest import StartJob
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.num_row=5"], "unknown key 'data.num_row': did you mean 'data.num_rows'?"),
+        (["+data.num_row=5"], "unknown key 'data.num_row'"),
+        (["data.num_rows=lots"], "data.num_rows=lots: must be an integer"),
+        (["data.num_rows=5"], "data.num_rows=5: must be >= 1000"),
+        (["data.format=xml"], "data.format=xml: must be one of parquet, csv, jsonl"),
+        (["data.broken_fraction=0.9"], "data.broken_fraction=0.9: must be in [0, 0.5]"),
+        (["data.path=trips"], "data.zones=null: trips of your own need their table of zones"),
+        (["quality.max_bad_fraction=2"], "quality.max_bad_fraction=2.0: must be in [0, 1]"),
+        (["split.val_from=2024-1-1"], "split.val_from=2024-1-1: must be YYYY-MM-DD"),
+        (["split.test_from=2024-01-22"], "split.test_from=2024-01-22: must be later than"),
+        (
+            ["features.numeric=[log_distanze]"],
+            "features.numeric: unknown column 'log_distanze': did you mean 'log_distance'?",
+        ),
+        (["features.categorical=[fare]"], "features.categorical: unknown column 'fare'"),
+        (["features.numeric=[]", "features.categorical=[]"], "features.numeric=[]: must be at"),
+        (["train.lr=0"], "train.lr=0.0: must be in (0, 1]"),
+        (["scaling.num_workers=0"], "scaling.num_workers=0: must be >= 1"),
+        (["score.num_actors=0"], "score.num_actors=0: must be >= 1"),
+        (["dataset=runs/x"], "dataset=runs/x: only with action=train"),
+        (["action=fly"], "action=fly: must be one of prepare, train, score"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_value_is_refused_by_key(overrides: list[str], expected: str):
+    with pytest.raises(UserError) as caught:
+        compose(Config, "data_preprocessing.conf", overrides)
+    assert str(caught.value).startswith(expected)
+
+
+def refused(start: StartJob, *overrides: str, env: dict[str, str] | None = None) -> str:
+    """Runs the job, which must be refused, and returns its sentence."""
+    with start(*overrides, env=env) as job:
+        job.remember_family()
+        assert job.wait(60) == 2, job.output()
+    lines = job.output().strip().splitlines()
+    assert len(lines) == 1, job.output()
+    assert not job.output_dir.exists()
+    assert not Path("runs").exists()
+    assert job.survivors() == []
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def zones(tmp_path: Path) -> Path:
+    path = tmp_path / "zones.csv"
+    trips.zone_table().write_csv(path)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    directory = tmp_path / "trips"
+    trips.write(trips.FileSpec(0, 1000, 0.0, "parquet", 0), open_storage(str(directory)))
+    return directory
+
+
+def test_no_file_matches(start: StartJob, tmp_path: Path, zones: Path):
+    path = f"{tmp_path}/*.parquet"
+    message = refused(start, f"data.path={path}", f"data.zones={zones}")
+    assert message.startswith(f"data.path={path}: no file matches")
+
+
+def test_empty_file(start: StartJob, files: Path, zones: Path):
+    empty = files / "trips-0009.csv"
+    empty.touch()
+    message = refused(start, f"data.path={files}", f"data.zones={zones}")
+    assert message == f"{empty}: is empty; remove it from data.path={files}"
+
+
+def test_zone_that_is_in_the_table_twice(start: StartJob, files: Path, zones: Path):
+    with zones.open("a") as file:
+        file.write("17,Queens,0,0\n")
+    message = refused(start, f"data.path={files}", f"data.zones={zones}")
+    assert message.startswith(f"data.zones={zones}: LocationID=17 is there twice, in lines 18 and ")
+
+
+def test_table_of_zones_without_its_columns(start: StartJob, files: Path, zones: Path):
+    zones.write_text("id,name\n1,Queens\n")
+    message = refused(start, f"data.path={files}", f"data.zones={zones}")
+    expected = f"data.zones={zones}: must be a CSV with the columns LocationID and Borough"
+    assert message == expected
+
+
+def test_missing_credentials_for_s3(start: StartJob, s3_server: object, zones: Path):
+    nobody = {
+        "AWS_ACCESS_KEY_ID": "",
+        "AWS_SECRET_ACCESS_KEY": "",
+        "AWS_EC2_METADATA_DISABLED": "1",
+    }
+    message = refused(start, "data.path=s3://nowhere/trips", f"data.zones={zones}", env=nobody)
+    assert message.startswith("data.path=s3://nowhere/trips: ")
+
+
+def test_nothing_to_train_on(start: StartJob, tmp_path: Path):
+    message = refused(start, "action=train")
+    expected = f"dataset=null: no finished run of action=prepare in {tmp_path}/runs"
+    assert message == expected
+
+
+def test_nothing_to_score_with(start: StartJob, tmp_path: Path):
+    message = refused(start, "action=score")
+    assert message == f"score.bundle=null: no finished run of action=train in {tmp_path}/runs"
+    message = refused(start, "action=score", f"score.bundle={tmp_path}/nowhere")
+    assert message == f"score.bundle={tmp_path}/nowhere: no such directory"
+
+
+def test_more_workers_than_the_cluster_has_room_for(start: StartJob, tmp_path: Path):
+    options = ["action=train", "scaling.num_workers=9", "cluster.num_cpus=2"]
+    message = refused(start, *options)
+    assert message.startswith("scaling.num_workers=9: each needs 1 CPU, and the cluster")
+
+
+def test_too_rotten_input_stops_before_features_are_written(start: StartJob, tmp_path: Path):
+    options = ["data.num_rows=5000", "data.num_files=1", "data.broken_fraction=0.2"]
+    with start(*options, "run.name=rotten") as job:
+        assert job.wait() == 1, job.output()
+    reason = job.result()["error"]
+    assert "of the rows break the contract, more than quality.max_bad_fraction=0.1" in reason
+    assert "negative_fare" in reason
+    assert job.result()["metrics"]["rows_quarantined"] > 1000
+    run = tmp_path / "runs" / "rotten"
+    assert not (run / "manifest.json").exists()
+    assert not list(run.rglob("features"))
