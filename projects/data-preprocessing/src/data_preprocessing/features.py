@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from data_preprocessing.config import CATEGORICAL, NUMERIC, FeaturesConfig
 from data_preprocessing.contract import DURATION_MIN, PICKUP
@@ -20,13 +21,13 @@ TRACE = ("file", "row")
 """Columns of the output that say where a row comes from: input file and position in it."""
 SCALE = 10**6
 """Sums are kept in millionths."""
-HISTOGRAMS = {
+HISTOGRAMS: dict[str, NDArray[np.float64]] = {
     "duration_min": np.linspace(0, 60, 31),
     "trip_distance": np.linspace(0, 20, 41),
     "speed_mph": np.linspace(0, 50, 26),
     "fare_amount": np.linspace(0, 100, 41),
-    "hour": np.arange(25),
-    "weekday": np.arange(8),
+    "hour": np.arange(25.0),
+    "weekday": np.arange(8.0),
 }
 """Edges of the bins in the quality report; what lies beyond counts in the last bin."""
 STATISTICS = {"kind": pl.String, "key": pl.Int64, "n": pl.Int64, "a": pl.Int64, "b": pl.Int64}
@@ -163,8 +164,9 @@ class Preprocessor:
         sums = pl.col("n", "a", "b").sum()
         pickup = hours.group_by(pl.col("key") // 24).agg(sums).sort("key")
         dropoff = kinds["dropoff"].sort("key")
-        mean_minutes = dropoff["a"].sum() / dropoff["n"].sum() / SCALE
-        mean_mph = dropoff["b"].sum() / dropoff["a"].sum() * 60
+        num_rows, all_minutes, all_miles = (int(dropoff[name].sum()) for name in ("n", "a", "b"))
+        mean_minutes = all_minutes / num_rows / SCALE
+        mean_mph = all_miles / all_minutes * 60
 
         def smoothed(n: int, minutes: int) -> float:
             weight = config.smoothing

@@ -14,11 +14,13 @@ unit that is done twice writes the same files again. The manifest lists every fi
 that somebody else left there does not count. The old output stays until a new one is whole.
 """
 
+import errno
 import hashlib
 import io
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from ray_shared.errors import UserError
 from ray_shared.storage import Storage, open_storage
 
 from data_preprocessing.config import Config
-from data_preprocessing.features import LABEL
+from data_preprocessing.features import LABEL, add_up
 from data_preprocessing.reading import InputFile, Unit
 
 MANIFEST = "manifest.json"
@@ -110,6 +112,30 @@ def write_parquet(file: Storage, table: pl.DataFrame) -> dict[str, Any]:
 def read_parquet(file: Storage, columns: list[str] | None = None) -> pl.DataFrame:
     """Reads a file, or some of its columns."""
     return pl.read_parquet(io.BytesIO(file.read_bytes()), columns=columns)
+
+
+def told(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Runs a task's work; a full disk comes back as a row, which Ray does not wrap or repeat."""
+    try:
+        return {**work(), "failed": None}
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return {"unit": -1, "rows": 0, "bad": 0, "failed": str(error)}
+        raise
+
+
+def collect(units: list[Unit], attempt: Attempt) -> tuple[pl.DataFrame, dict[int, str]]:
+    """The statistics of all units, and the files that turned out to be damaged, with the reason."""
+    directory = attempt.directory.child("scan")
+    names = set(directory.names())
+    damaged = {
+        unit.file.index: str(attempt.read_json(f"scan/{unit.name}.json")["unreadable"])
+        for unit in units
+        if f"{unit.name}.json" in names
+    }
+    good = [unit for unit in units if unit.file.index not in damaged]
+    found = [read_parquet(directory.child(f"{unit.name}.parquet")) for unit in good]
+    return add_up(found), damaged
 
 
 def commit(attempt: Attempt, content: dict[str, Any]) -> Storage:

@@ -18,7 +18,7 @@ Source: https://docs.ray.io/en/releases-2.60.0/data/transforming-data.html and
 https://docs.ray.io/en/releases-2.60.0/data/execution-configurations.html
 """
 
-import errno
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import ray
-from ray_shared.errors import JobError, UserError
 from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
@@ -45,7 +44,7 @@ from data_preprocessing.features import (
     row,
 )
 from data_preprocessing.output import SPLITS, Attempt
-from data_preprocessing.quality import write_page
+from data_preprocessing.quality import check_quality, write_page
 from data_preprocessing.reading import Unit, UnreadableFileError
 from data_preprocessing.zones import Zones, load_zones
 
@@ -97,7 +96,7 @@ def prepare(config: Config, report: Report) -> None:
         work = Work(numbered, source, attempt, zones, split.val_from, split.test_from)
 
         run_stage("scan", scan, units, work, tracker, report)
-        statistics, damaged = collect(units, attempt)
+        statistics, damaged = output.collect(units, attempt)
         unreadable += [(files[i], why) for i, why in sorted(damaged.items())]
         counts = results.Counts.of(statistics, unreadable)
         report.metrics |= counts.metrics()
@@ -137,7 +136,7 @@ def find_input(config: Config, run_dir: Storage) -> tuple[list[reading.InputFile
     if missing:
         logger.info("generating %s trips in %s", f"{data.num_rows:,}", directory.uri)
         dataset = ray.data.from_items(missing, override_num_blocks=len(missing)).map(
-            generate, fn_kwargs={"specs": specs, "directory": directory}, num_cpus=1
+            functools.partial(generate, specs=specs, directory=directory), num_cpus=1
         )
         for done in dataset.iter_rows():
             results.raise_if_failed(done)
@@ -152,7 +151,7 @@ def generate(row: Row, specs: list[trips.FileSpec], directory: Storage) -> Row:
         trips.write(spec, directory)
         return {"rows": spec.num_rows}
 
-    return told(run)
+    return output.told(run)
 
 
 def run_stage(
@@ -213,7 +212,7 @@ def scan(row: Row, work: Work) -> Row:
         return {"unit": unit.index, "rows": rows, "bad": bad}
 
     try:
-        return told(run)
+        return output.told(run)
     except UnreadableFileError as error:
         work.attempt.write_json(f"scan/{unit.name}.json", {"unreadable": str(error)})
         return {"unit": unit.index, "rows": 0, "bad": 0, "failed": None}
@@ -279,54 +278,7 @@ def transform(row: Row, work: Work, preprocessor: Preprocessor) -> Row:
         work.attempt.write_json(f"done/{unit.name}.json", files)
         return {"unit": unit.index, "rows": rows, "bad": 0}
 
-    return told(run)
-
-
-def told(work: Callable[[], Row]) -> Row:
-    """Runs a task's work; a full disk comes back as a row, which Ray does not wrap or repeat."""
-    try:
-        return {**work(), "failed": None}
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return {"unit": -1, "rows": 0, "bad": 0, "failed": str(error)}
-        raise
-
-
-def collect(units: list[Unit], attempt: Attempt) -> tuple[pl.DataFrame, dict[int, str]]:
-    """The statistics of all units, and the files that turned out to be damaged, with the reason."""
-    directory = attempt.directory.child("scan")
-    names = set(directory.names())
-    damaged = {
-        unit.file.index: str(attempt.read_json(f"scan/{unit.name}.json")["unreadable"])
-        for unit in units
-        if f"{unit.name}.json" in names
-    }
-    good = [unit for unit in units if unit.file.index not in damaged]
-    found = [output.read_parquet(directory.child(f"{unit.name}.parquet")) for unit in good]
-    return add_up(found), damaged
-
-
-def check_quality(config: Config, counts: results.Counts) -> None:
-    """Stops before anything is made of rotten input.
-
-    Raises:
-        JobError: If it is worse than `quality` allows.
-        UserError: If a split has no rows.
-    """
-    quality = config.quality
-    if len(counts.unreadable) > quality.max_bad_files:
-        names = ", ".join(file.uri for file, _ in counts.unreadable)
-        allowed = f"quality.max_bad_files={quality.max_bad_files}"
-        raise JobError(f"{len(counts.unreadable)} files cannot be read ({names}): {allowed}")
-    if counts.bad_fraction > quality.max_bad_fraction:
-        raise JobError(
-            f"{counts.bad_fraction:.1%} of the rows break the contract, more than "
-            f"quality.max_bad_fraction={quality.max_bad_fraction:g}: {counts.shown_reasons()}"
-        )
-    for split, key in (("train", "val_from"), ("val", "test_from"), ("test", "test_from")):
-        if not counts.splits[split]:
-            value = getattr(config.split, key)
-            raise UserError(f"split.{key}={value}: leaves no row for {split}; choose another day")
+    return output.told(run)
 
 
 def finish(

@@ -1,4 +1,7 @@
-"""The data-quality report: one HTML page without scripts, which a browser opens from disk."""
+"""The quality of the input: when it is too bad to go on, and a report.
+
+The report is one HTML page without scripts, which a browser opens from disk.
+"""
 
 import html
 from pathlib import Path
@@ -6,7 +9,9 @@ from string import Template
 
 import numpy as np
 import polars as pl
+from ray_shared.errors import JobError, UserError
 
+from data_preprocessing.config import Config
 from data_preprocessing.features import HISTOGRAMS
 from data_preprocessing.reading import InputFile
 from data_preprocessing.results import Counts
@@ -33,6 +38,29 @@ rect.bar { fill: #3b75af } text { font: 11px system-ui, sans-serif; fill: #555 }
 <div class="charts">$charts</div>
 </body></html>
 """)
+
+
+def check_quality(config: Config, counts: Counts) -> None:
+    """Stops before anything is made of rotten input.
+
+    Raises:
+        JobError: If it is worse than `quality` allows.
+        UserError: If a split has no rows.
+    """
+    quality = config.quality
+    if len(counts.unreadable) > quality.max_bad_files:
+        names = ", ".join(file.uri for file, _ in counts.unreadable)
+        allowed = f"quality.max_bad_files={quality.max_bad_files}"
+        raise JobError(f"{len(counts.unreadable)} files cannot be read ({names}): {allowed}")
+    if counts.bad_fraction > quality.max_bad_fraction:
+        raise JobError(
+            f"{counts.bad_fraction:.1%} of the rows break the contract, more than "
+            f"quality.max_bad_fraction={quality.max_bad_fraction:g}: {counts.shown_reasons()}"
+        )
+    for split, key in (("train", "val_from"), ("val", "test_from"), ("test", "test_from")):
+        if not counts.splits[split]:
+            value = getattr(config.split, key)
+            raise UserError(f"split.{key}={value}: leaves no row for {split}; choose another day")
 
 
 def write_page(

@@ -93,7 +93,7 @@ def find_files(path: str, key: str = "data.path") -> list[InputFile]:
     if not found:
         raise UserError(f"{key}={path}: no file matches (of the kinds {known})")
     scheme = path.partition("://")[0] + "://" if "://" in path else ""
-    files = []
+    files: list[InputFile] = []
     for info in found:
         if info.size == 0:
             raise UserError(f"{scheme}{info.path}: is empty; remove it from {key}={path}")

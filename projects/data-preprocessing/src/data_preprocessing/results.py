@@ -219,3 +219,34 @@ def show_result(report: Report, counts: Counts) -> None:
     show_table(report.project, rows)
     for name, path in report.artifacts.items():
         logger.info("%s: %s", name.replace("_", " "), path)
+
+
+def show_round(event: dict[str, Any]) -> None:
+    """One line for each event of a training run that a person wants to know about."""
+    if event["event"] == "round":
+        logger.info(
+            "round %4d  train_rmse %.4f  val_rmse %.4f",
+            event["step"],
+            event["train_rmse"],
+            event["val_rmse"],
+        )
+    elif event["event"] == "start" and event["step"]:
+        logger.info("%d worker(s) resume after round %d", len(event["workers"]), event["step"])
+    elif event["event"] == "failure":
+        for rank, error in event["errors"].items():
+            logger.warning("worker %s failed: %s", rank, error)
+
+
+def show_model(report: Report) -> None:
+    """The final table of a training run, and where everything was written."""
+    m = report.metrics
+    rows: dict[str, object] = {
+        "test RMSE, minutes": f"{m['rmse']:.3f} (the median alone: {m['rmse_of_median']:.3f})",
+        "test rows": f"{m['test_rows']:,}",
+        "rounds": m["rounds"],
+        "restarts": m["restarts"],
+        "seconds": f"{m['read_s']:.1f} reading, {m['train_s']:.1f} boosting",
+    }
+    show_table(report.project, rows)
+    for name, path in report.artifacts.items():
+        logger.info("%s: %s", name.replace("_", " "), path)

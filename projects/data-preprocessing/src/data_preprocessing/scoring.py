@@ -59,7 +59,7 @@ def score(config: Config, report: Report) -> None:
         progress = results.Progress("score", len(units), len(units) - len(todo))
         if todo:
             dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-                Scorer,
+                Scorer,  # type: ignore[arg-type] # Ray's annotation means an instance.
                 fn_constructor_kwargs={"work": work, "bundle": bundle},
                 compute=ray.data.ActorPoolStrategy(size=config.score.num_actors),
                 # Less than a CPU each, so that there is room for whatever else Ray Data runs.
@@ -108,14 +108,14 @@ class Scorer:
             path = f"predictions/{unit.name}.parquet"
             written = output.write_parquet(self.work.attempt.directory.child(path), predictions)
             errors = predictions["predicted_min"].cast(pl.Float64) - predictions[LABEL]
-            told = {"rows_in": rows, "rows_out": predictions.height}
+            told: Row = {"rows_in": rows, "rows_out": predictions.height}
             told |= {"squares": float((errors * errors).sum()), "file": {"path": path, **written}}
             self.work.attempt.write_json(f"done/{unit.name}.json", told)
             bad = rows - predictions.height
             return {"unit": unit.index, "rows": rows, "bad": bad, "pid": os.getpid()}
 
         try:
-            return pipeline.told(run)
+            return output.told(run)
         except UnreadableFileError as error:
             nothing = {"rows_in": 0, "rows_out": 0, "squares": 0.0, "file": None}
             self.work.attempt.write_json(f"done/{unit.name}.json", nothing | {"why": str(error)})

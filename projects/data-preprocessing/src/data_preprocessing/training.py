@@ -26,7 +26,7 @@ import xgboost as xgb
 from ray.train import CheckpointUploadMode
 from ray_shared.bundle import Bundle, write_bundle
 from ray_shared.errors import JobError
-from ray_shared.report import Report, show_table, versions
+from ray_shared.report import Report, versions
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 from ray_shared.tracking import Tracker
@@ -88,7 +88,7 @@ def train(config: Config, report: Report) -> None:
     with results.recorded(tracker, report, run_dir), report.timed("job_s"):
         logger.info("run %s: %d worker(s) on %s", name, config.scaling.num_workers, dataset.uri)
         try:
-            with tracker.follow(show_progress):
+            with tracker.follow(results.show_round):
                 outcome = trainer.fit()
         except ray.train.TrainingFailedError as error:
             last = str(error).strip().splitlines()[-1]
@@ -98,7 +98,7 @@ def train(config: Config, report: Report) -> None:
         report.artifacts |= {"bundle": returned.pop("bundle"), "dataset": dataset.uri}
         report.metrics |= returned | {"restarts": max(len(starts) - 1, 0)}
         output.commit_model(run_dir, report.metrics)
-        show_result(report)
+        results.show_model(report)
 
 
 def read_preprocessor(dataset: Storage, manifest: dict[str, Any]) -> Preprocessor:
@@ -216,7 +216,7 @@ def read_files(
     return features, labels
 
 
-class Checkpoints(xgb.callback.TrainingCallback):  # type: ignore[misc] # xgboost has no types
+class Checkpoints(xgb.callback.TrainingCallback):
     """Reports metrics with a checkpoint every few rounds.
 
     Ray's own callback reports every round, and each report lets the workers wait for each other
@@ -305,34 +305,3 @@ def write_model_bundle(
         )
         write_bundle(Path(directory), bundle)
         target.upload(Path(directory))
-
-
-def show_progress(event: dict[str, Any]) -> None:
-    """One line for each event that a person wants to know about."""
-    if event["event"] == "round":
-        logger.info(
-            "round %4d  train_rmse %.4f  val_rmse %.4f",
-            event["step"],
-            event["train_rmse"],
-            event["val_rmse"],
-        )
-    elif event["event"] == "start" and event["step"]:
-        logger.info("%d worker(s) resume after round %d", len(event["workers"]), event["step"])
-    elif event["event"] == "failure":
-        for rank, error in event["errors"].items():
-            logger.warning("worker %s failed: %s", rank, error)
-
-
-def show_result(report: Report) -> None:
-    """The final table, and where everything was written."""
-    m = report.metrics
-    rows: dict[str, object] = {
-        "test RMSE, minutes": f"{m['rmse']:.3f} (the median alone: {m['rmse_of_median']:.3f})",
-        "test rows": f"{m['test_rows']:,}",
-        "rounds": m["rounds"],
-        "restarts": m["restarts"],
-        "seconds": f"{m['read_s']:.1f} reading, {m['train_s']:.1f} boosting",
-    }
-    show_table(report.project, rows)
-    for name, path in report.artifacts.items():
-        logger.info("%s: %s", name.replace("_", " "), path)
