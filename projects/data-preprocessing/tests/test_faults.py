@@ -1,0 +1,213 @@
+"""Every failure that the README claims to survive, injected and counted."""
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+from data_preprocessing import output
+from ray_shared.storage import open_storage
+from ray_shared.testing import Job, wait_for
+from ray_shared.testing_s3 import S3Server
+
+from .conftest import StartJob
+from .counting import NUM_UNITS, SMALL, features, manifest_of, truth
+
+pytestmark = pytest.mark.fault
+
+
+def units_done(job: Job) -> int:
+    return len([e for e in job.events() if e["event"] == "unit"])
+
+
+def processes(job: Job, title: str) -> list[psutil.Process]:
+    """Ray's processes below the job that are doing this."""
+    found = []
+    for child in psutil.Process(job.process.pid).children(recursive=True):
+        try:
+            if any(title in part for part in child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.fixture
+def calm(start: StartJob, tmp_path: Path) -> pl.DataFrame:
+    """The features of an undisturbed run."""
+    with start(*SMALL, "run.name=calm") as job:
+        assert job.wait() == 0, job.output()
+    return features(tmp_path / "runs" / "calm")
+
+
+@pytest.mark.timeout(600)
+def test_driver_killed_at_three_random_points(start: StartJob, tmp_path: Path, calm: pl.DataFrame):
+    points = sorted(random.sample(range(2 * NUM_UNITS), 3))
+    print("killed after so many units:", points)  # noqa: T201 - shown if the test fails
+    for point in points:
+        with start(*SMALL, "run.name=hurt") as job:
+            # Units of earlier starts are not done again, so they do not count here.
+            goal = max(point - units_on_disk(tmp_path / "runs" / "hurt"), 0)
+            wait_for(lambda j=job, g=goal: units_done(j) >= g and j.events(), "units", 60)
+            job.remember_family()
+            job.process.send_signal(signal.SIGKILL)
+            job.process.wait()
+        wait_for(lambda j=job: not j.survivors_but_agents(), "end of the killed job's processes")
+    with start(*SMALL, "run.name=hurt") as job:
+        assert job.wait() == 0, job.output()
+    assert features(tmp_path / "runs" / "hurt").equals(calm)
+    assert job.result()["metrics"]["quarantine_by_reason"] == truth()["reasons"]
+
+
+def units_on_disk(run: Path) -> int:
+    scanned = [p for p in run.glob("attempt-*/scan/*") if p.suffix != ".part"]
+    written = [p for p in run.glob("attempt-*/done/*") if p.suffix != ".part"]
+    return len(scanned) + len(written)
+
+
+def test_killed_task_is_repeated(start: StartJob, tmp_path: Path, calm: pl.DataFrame):
+    # Units large enough to be caught at work.
+    options = ["data.num_rows=2000000", "data.num_files=4", "run.name=hurt"]
+    with start(*options) as job:
+        job.wait_for_event(lambda e: e["event"] == "unit")
+        (victim, *_) = wait_for(lambda: processes(job, "ray::Map(scan)"), "task at work")
+        victim.kill()
+        assert job.wait() == 0, job.output()
+    metrics = job.result()["metrics"]
+    expected = truth(2_000_000)
+    assert metrics["rows_in"] == expected["rows"]
+    assert metrics["quarantine_by_reason"] == expected["reasons"]
+    rows = features(tmp_path / "runs" / "hurt").select("file", "row")
+    assert rows.height == metrics["rows_out"]
+    assert rows.is_unique().all()
+
+
+def test_rerun_replaces_and_never_appends(start: StartJob, tmp_path: Path):
+    for _ in range(2):
+        with start(*SMALL, "run.name=twice") as job:
+            assert job.wait() == 0, job.output()
+    run = tmp_path / "runs" / "twice"
+    assert [p.name for p in run.glob("attempt-*")] == ["attempt-0002"]
+    assert features(run).height == job.result()["metrics"]["rows_out"]
+    named = {run / "attempt-0002" / file["path"] for file in manifest_of(run)["files"]}
+    assert set(run.glob("attempt-*/features/**/*.parquet")) == named
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 12 MB; mounting one takes root."""
+    if os.geteuid() != 0 or not Path("/proc/mounts").exists():
+        pytest.skip("only root on Linux can mount a small filesystem")
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)]
+    subprocess.run(mount, check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_full_disk_leaves_the_old_output_whole(start: StartJob, small_disk: Path):
+    options = ["data.num_rows=60000", "data.num_files=4", "run.name=mine"]
+    options += [f"storage.path={small_disk}"]
+    with start(*options) as job:
+        assert job.wait() == 0, job.output()
+    before = features(small_disk / "mine")
+    # What is left is less than a second output takes.
+    taken = sum(p.stat().st_size for p in small_disk.rglob("*") if p.is_file())
+    left = 12 * 2**20 - taken
+    (small_disk / "ballast").write_bytes(b"\0" * max(left - 500_000, 0))
+    with start(*options) as job:
+        assert job.wait() == 2, job.output()
+    assert "No space left on device" in job.output()
+    assert "what was there before is still whole" in job.output()
+    assert "Traceback" not in job.output()
+    assert features(small_disk / "mine").equals(before)
+
+
+def test_input_larger_than_the_object_store_in_memory_that_does_not_grow(
+    start: StartJob, tmp_path: Path
+):
+    """80 MB of object store; 3 million trips are 430 MB in memory."""
+    env = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(80 * 2**20)}
+    peaks = []
+    for millions in (1, 3):
+        options = [f"data.num_rows={millions}000000", f"data.num_files={4 * millions}"]
+        with start(*options, f"run.name=m{millions}", env=env) as job:
+            assert job.wait(240) == 0, job.output()
+        metrics = job.result()["metrics"]
+        assert metrics["rows_in"] == truth(millions * 10**6, 4 * millions)["rows"]
+        peaks.append(metrics["peak_rss_mb"])
+    assert peaks[1] < 1.25 * peaks[0], peaks
+
+
+def test_killed_actor_costs_no_prediction(start: StartJob, tmp_path: Path):
+    model(start)
+    options = ["action=score", "data.num_rows=400000", "data.num_files=16", "run.name=scores"]
+    with start(*options) as job:
+        first = job.wait_for_event(lambda e: e["event"] == "unit")
+        os.kill(first["pid"], signal.SIGKILL)
+        assert job.wait() == 0, job.output()
+    pids = {e["pid"] for e in job.events() if e["event"] == "unit"}
+    assert len(pids) >= 2
+    metrics, run = job.result()["metrics"], tmp_path / "runs" / "scores"
+    expected = truth(400_000, 16)
+    assert metrics["rows_in"] == expected["rows"]
+    assert metrics["rows_quarantined"] == sum(expected["reasons"].values())
+    files = [run / manifest_of(run)["attempt"] / f["path"] for f in manifest_of(run)["files"]]
+    scored = pl.concat(pl.read_parquet(file) for file in files)
+    assert scored.height == metrics["rows_out"]
+    assert scored.select("file", "row").is_unique().all()
+
+
+def model(start: StartJob) -> None:
+    for action in ("prepare", "train"):
+        with start(*SMALL, f"action={action}", f"run.name={action}", "train.num_rounds=5") as job:
+            assert job.wait() == 0, job.output()
+
+
+def test_killed_training_worker_goes_on_from_the_checkpoint(start: StartJob, tmp_path: Path):
+    with start(*SMALL, "run.name=trips") as job:
+        assert job.wait() == 0, job.output()
+    options = ["action=train", "train.num_rounds=400", "train.early_stopping_rounds=0"]
+    with start(*options, "checkpoint.every_rounds=20", "run.name=model") as job:
+        job.wait_for_event(lambda e: e["event"] == "round" and e["step"] >= 60)
+        job.kill_worker(1)
+        assert job.wait() == 0, job.output()
+    metrics = job.result()["metrics"]
+    assert metrics["restarts"] == 1
+    assert metrics["rounds"] == 400
+    starts = [e["step"] for e in job.events() if e["event"] == "start"]
+    assert starts[0] == 0
+    assert starts[1] >= 40  # One checkpoint may still have been on its way.
+    assert starts[1] % 20 == 0
+    assert metrics["rmse"] < 0.6 * metrics["rmse_of_median"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_text_files_are_prepared_with_every_reason_found(
+    start: StartJob, tmp_path: Path, kind: str
+):
+    with start(*SMALL, f"data.format={kind}", "run.name=text") as job:
+        assert job.wait() == 0, job.output()
+    expected = truth(kind=kind)
+    assert expected["reasons"]["wrong_type"] > 0
+    assert job.result()["metrics"]["quarantine_by_reason"] == expected["reasons"]
+    assert job.result()["metrics"]["rows_in"] == expected["rows"]
+
+
+def test_input_and_output_in_s3(start: StartJob, s3_server: S3Server):
+    s3_server.create_bucket("trips")
+    with start(*SMALL, "run.name=trips", "storage.path=s3://trips/runs") as job:
+        assert job.wait() == 0, job.output()
+    run = open_storage("s3://trips/runs/trips")
+    manifest = output.read_manifest(run)
+    assert manifest is not None
+    assert manifest["rows"]["quarantine_by_reason"] == truth()["reasons"]
+    attempt = run.child(manifest["attempt"])
+    rows = sum(output.read_parquet(attempt.child(f["path"])).height for f in manifest["files"])
+    assert rows == manifest["rows"]["rows_out"]
