@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from core_parameter_server import checkpoint as ckpt
 from core_parameter_server.config import Config
@@ -160,4 +161,5 @@ def test_checkpoint_of_another_number_of_shards_is_cut_anew(start: StartJob, tmp
     assert [s["stop"] - s["start"] for s in newest.shards] == [50, 50]
     with start(*options, "run.name=whole", "train.epochs=2", "server.num_shards=1") as whole:
         assert whole.wait() == 0, whole.output()
-    assert weights(tmp_path, "cut").tolist() == weights(tmp_path, "whole").tolist()
+    # Not to the last bit: on some CPUs BLAS rounds otherwise near the end of a slice.
+    np.testing.assert_allclose(weights(tmp_path, "cut"), weights(tmp_path, "whole"), rtol=1e-5)
