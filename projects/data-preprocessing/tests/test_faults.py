@@ -70,16 +70,14 @@ def units_on_disk(run: Path) -> int:
     return len(scanned) + len(written)
 
 
-def test_killed_task_is_repeated(start: StartJob, tmp_path: Path, calm: pl.DataFrame):
-    # Units large enough to be caught at work.
-    options = ["data.num_rows=2000000", "data.num_files=4", "run.name=hurt"]
+def test_killed_task_is_repeated(start: StartJob, tmp_path: Path):
+    # Units that take long enough to be caught at work.
+    options = ["data.num_rows=4000000", "data.num_files=8", "run.name=hurt"]
     with start(*options) as job:
-        job.wait_for_event(lambda e: e["event"] == "unit")
-        (victim, *_) = wait_for(lambda: processes(job, "ray::Map(scan)"), "task at work")
+        victim, *_ = wait_for(lambda: processes(job, "ray::Map(scan)"), "task at work", 60)
         victim.kill()
         assert job.wait() == 0, job.output()
-    metrics = job.result()["metrics"]
-    expected = truth(2_000_000)
+    metrics, expected = job.result()["metrics"], truth(4_000_000, 8)
     assert metrics["rows_in"] == expected["rows"]
     assert metrics["quarantine_by_reason"] == expected["reasons"]
     rows = features(tmp_path / "runs" / "hurt").select("file", "row")
