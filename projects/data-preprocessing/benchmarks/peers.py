@@ -185,8 +185,10 @@ def ray_obvious(source: str, target: str) -> Callable[[], None]:
 
     def run() -> None:
         folder = str(Path(source).parent)
-        partial = ray.data.read_parquet(folder, columns=READ).map_batches(
-            sums, batch_format="pandas", batch_size=None, num_cpus=1
+        partial = (
+            ray.data.read_parquet(folder)
+            .select_columns(READ)
+            .map_batches(sums, batch_format="pandas", batch_size=None, num_cpus=1)
         )
         groups = pd.concat(partial.iter_batches(batch_format="pandas", batch_size=None))
         groups = groups.groupby(GROUP).sum()
@@ -201,8 +203,10 @@ def ray_obvious(source: str, target: str) -> Callable[[], None]:
         def join(trips: Any) -> Any:
             return pandas_derived(trips).merge(means, on=GROUP, how="left")[WRITTEN]
 
-        joined = ray.data.read_parquet(folder, columns=READ).map_batches(
-            join, batch_format="pandas", batch_size=None, num_cpus=1
+        joined = (
+            ray.data.read_parquet(folder)
+            .select_columns(READ)
+            .map_batches(join, batch_format="pandas", batch_size=None, num_cpus=1)
         )
         joined.write_parquet(target)
 
