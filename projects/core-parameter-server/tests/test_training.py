@@ -3,18 +3,15 @@
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 from core_parameter_server import checkpoint as ckpt
 from core_parameter_server import placement
-from core_parameter_server.config import Config
 from core_parameter_server.parameter_server import Shard
 from core_parameter_server.placement import Actors, reserve
 from core_parameter_server.tour import place_of
@@ -26,24 +23,24 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_shared import cluster
-from ray_shared.config import compose
 from ray_shared.errors import JobError, UserError
 from ray_shared.report import Report
 from ray_shared.storage import Storage, open_storage
 from ray_shared.testing import wait_for
 
-SIZE, NUM_CLOCKS = 50, 24
-Event = dict[str, Any]
-React = Callable[[Training, Event], None]
-
-
-def configured(*overrides: str) -> Config:
-    """Two shards, two workers, two epochs of 12 gradients each."""
-    tiny = ["problem=quadratic", f"problem.size={SIZE}", "problem.num_samples=240"]
-    tiny += ["train.batch_size=10", "train.epochs=2", "train.optimizer=sgd", "train.lr=0.3"]
-    tiny += ["scaling.num_workers=2", "scaling.cpus_per_worker=0.25", "failure.max_failures=-1"]
-    tiny += ["checkpoint.every_updates=10", "tracking.every_steps=1"]
-    return compose(Config, "core_parameter_server.conf", [*tiny, *overrides])
+from .driving import (
+    NUM_CLOCKS,
+    SIZE,
+    Event,
+    at,
+    configured,
+    files,
+    final_weights,
+    kill_shard,
+    of,
+    started,
+    train,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,15 +50,6 @@ def two_nodes(ray_tmpdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     demand = cluster.Demand(1, 1)
     with cluster.connect(configured(*simulated).cluster, demand, report, "core_parameter_server"):
         yield
-
-
-@contextmanager
-def started(config: Config) -> Iterator[Actors]:
-    actors = Actors(config)
-    try:
-        yield actors
-    finally:
-        remove_placement_group(actors.group)
 
 
 @pytest.fixture(scope="module")
@@ -74,55 +62,6 @@ def actors(two_nodes: None) -> Iterator[Actors]:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "run"))
-
-
-def train(
-    actors: Actors,
-    config: Config,
-    run_dir: Storage,
-    react: React = lambda training, event: None,
-    kind: type[Training] = Training,
-) -> tuple[Training, list[Event]]:
-    """Runs to the end; `react` is called with each event before anything else happens."""
-    events: list[Event] = []
-
-    def log(event: Event) -> None:
-        events.append(event)
-        react(training, event)
-
-    training = kind(config, actors, run_dir, log)
-    training.run()
-    return training, events
-
-
-def kill_shard(training: Training, index: int) -> None:
-    process = psutil.Process(training.server.pids[index])
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(30)
-
-
-def at(kind: str, step: int, action: Callable[[Training], None]) -> React:
-    """Does it once, at the first such event."""
-    left = [action]
-
-    def react(training: Training, event: Event) -> None:
-        if event["event"] == kind and event["step"] == step and left:
-            left.pop()(training)
-
-    return react
-
-
-def of(events: list[Event], kind: str) -> list[Event]:
-    return [e for e in events if e["event"] == kind]
-
-
-def final_weights(run_dir: Storage) -> np.ndarray:
-    newest = ckpt.checkpoints(run_dir)[-1]
-    return newest.read(0, newest.size)[0]["weights"]
-
-
-def files(run_dir: Storage, version: int) -> list[Path]:
-    return list(Path(ckpt.directory_of(run_dir, version).path).glob("*.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -371,10 +310,11 @@ def test_published_weights_are_one_read_only_array_for_all_readers():
             return os.getpid(), weights.flags.writeable, place_of(weights)
 
     length = 100_000  # 400 kB; what has less than 100 kB travels inside the reply.
-    options: dict[str, Any] = {"num_cpus": 0.1, "scheduling_strategy": here}
-    shard: Any = ray.remote(**options)(Shard).remote(configured().train, 0, 0, length)
+    shard_here: Any = ray.remote(num_cpus=0.1, scheduling_strategy=here)(Shard)
+    reader_here: Any = ray.remote(num_cpus=0.1, scheduling_strategy=here)(Reader)
+    shard = shard_here.remote(configured().train, 0, 0, length)
     ray.get(shard.load.remote(np.ones(length, np.float32)))
-    readers: list[Any] = [ray.remote(**options)(Reader).remote() for _ in range(2)]
+    readers = [reader_here.remote() for _ in range(2)]
     weights = shard.publish.remote(0)
     looks = ray.get([reader.read.remote(weights) for reader in readers])
     assert len({pid for pid, _, _ in looks}) == 2
