@@ -16,11 +16,7 @@ from core_parameter_server.parameter_server import Shard
 from core_parameter_server.placement import Actors, reserve
 from core_parameter_server.tour import place_of
 from core_parameter_server.training import Training
-from ray.util.placement_group import (
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_shared import cluster
 from ray_shared.errors import JobError, UserError
