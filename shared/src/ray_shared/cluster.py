@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import socket
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,17 +165,6 @@ def set_up_worker() -> None:
     import ray
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    _quiet_ray_data()
-
-
-def _quiet_ray_data() -> None:
-    """Keeps what Ray Data's helper processes tell about Ray itself off the driver's console."""
-    # That there are no progress bars, although the job has switched them off; the end of each
-    # execution.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
-    # Ray Train still sets an option that Ray Data has announced to drop.
-    warnings.filterwarnings("ignore", message="`ExecutionOptions.exclude_resources`")
 
 
 def set_up_worker_without_dashboard() -> None:
@@ -187,7 +175,6 @@ def set_up_worker_without_dashboard() -> None:
     ends with the job needs no cleaning.
     """
     os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"
-    _quiet_ray_data()
     name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(name).setLevel(logging.ERROR)
 
