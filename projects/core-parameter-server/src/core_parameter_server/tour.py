@@ -277,8 +277,7 @@ def admitted(actor: Any, places: int) -> int:
     """How many of `places + 1` actors run by when a later one does that needs nothing."""
     started = {each.add.remote(): each for each in [actor.remote() for _ in range(places + 1)]}
     inside = ray.wait(list(started), num_returns=places, timeout=60)[0]
-    later: Any = ray.remote(num_cpus=0)(Counter).remote()
-    ray.get(later.add.remote())
+    ray.get(ray.remote(num_cpus=0)(Counter).remote().add.remote())  # type: ignore[attr-defined]
     at_once, waiting = ray.wait(list(started), num_returns=places + 1, timeout=0)
     ray.kill(started[inside[0]])
     ray.get(waiting, timeout=60)
