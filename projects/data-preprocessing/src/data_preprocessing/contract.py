@@ -12,7 +12,6 @@ import polars as pl
 
 PICKUP, DROPOFF = "tpep_pickup_datetime", "tpep_dropoff_datetime"
 TIMESTAMP = pl.Datetime("us")
-# Only in columns of this schema are reasons looked for.
 REASONS = (
     "missing_column",
     "wrong_type",
