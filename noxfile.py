@@ -146,7 +146,8 @@ def pip_install(session: nox.Session, commands: list[list[str]], files: list[Pat
     stamp.unlink(missing_ok=True)
     session.log("Installing; the first time this may take some minutes.")
     for arguments in commands:
-        session.install(*arguments)
+        # Not to bytecode: Python compiles what it imports, and of these packages that is little.
+        session.install("--no-compile", *arguments)
     # By the same means as pip, so that `nox --no-install` does not claim to have installed.
     script = f"import pathlib; pathlib.Path({str(stamp)!r}).write_text({digest!r})"
     session.run_install("python", "-c", script, silent=True, log=False)

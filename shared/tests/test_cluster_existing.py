@@ -125,7 +125,7 @@ def test_too_many_workers_are_not_refused_where_nodes_can_come(
 
 
 def test_address_without_a_cluster_is_refused_soon(ray_tmpdir: Path, report: Report):
-    os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
+    cluster.ensure_token()
     config = replace(EXISTING, address=f"127.0.0.1:{free_port()}")
     message, seconds = refusal(config, Demand(1, 1), report)
     assert message.startswith(f"cluster.address={config.address}: no cluster answers there (")
@@ -148,6 +148,16 @@ def test_no_token_is_refused_before_anything_is_asked(
     message, seconds = refusal(EXISTING, Demand(1, 1), report)
     assert message.startswith("cluster.address=127.0.0.1:6379: no token to join with; set RAY_AUTH")
     assert seconds < 5
+
+
+def test_token_in_the_home_directory_is_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    cluster.ensure_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 @pytest.mark.fault  # Ray tries for 20 seconds.

@@ -253,8 +253,10 @@ def ray_tasks(source: str, target: str) -> Callable[[], None]:
 def start_ray() -> None:
     """A Ray like that of the project."""
     from data_preprocessing.config import RAY_DEFAULTS
+    from ray_shared.cluster import ensure_token
 
     os.environ |= RAY_DEFAULTS
+    ensure_token()
     import logging
 
     import ray

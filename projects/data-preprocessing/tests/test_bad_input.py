@@ -53,7 +53,7 @@ def refused(start: StartJob, *overrides: str, env: dict[str, str] | None = None)
     lines = job.output().strip().splitlines()
     assert len(lines) == 1, job.output()
     assert not job.output_dir.exists()
-    assert not Path("runs").exists()
+    assert not (job.output_dir.parent / "runs").exists()
     assert job.survivors() == []
     return lines[0].removeprefix("error: ")
 

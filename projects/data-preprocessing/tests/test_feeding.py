@@ -10,7 +10,12 @@ import polars as pl
 import pytest
 import ray
 from data_preprocessing import feeding, output, pipeline
+from data_preprocessing.config import Config
 from data_preprocessing.features import LABEL
+from ray_shared import cluster
+from ray_shared.cluster import Demand
+from ray_shared.config import compose
+from ray_shared.report import Report
 from ray_shared.storage import Storage, open_storage
 
 NUM_ROWS, BATCH = 5000, 512
@@ -41,12 +46,15 @@ def prepared(
 
 @pytest.fixture(scope="module")
 def dataset(
-    prepared: tuple[Storage, dict[str, Any]], ray_tmpdir: Path
+    prepared: tuple[Storage, dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_tmpdir: Path,
 ) -> Iterator["ray.data.Dataset"]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="ERROR")
-    pipeline.configure()
-    yield feeding.stacked(*prepared, "train")
-    ray.shutdown()
+    config = compose(Config, "data_preprocessing.conf", ["cluster.num_cpus=3"])
+    report = Report("test-feeding", tmp_path_factory.mktemp("report"), {})
+    with cluster.connect(config.cluster, Demand(1, 1), report, "data_preprocessing"):
+        pipeline.configure()
+        yield feeding.stacked(*prepared, "train")
 
 
 def check(rows: pl.DataFrame, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:

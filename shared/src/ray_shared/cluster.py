@@ -108,7 +108,10 @@ def connect(
     # Ray runs workers at niceness 15. Where there are as many workers as cores, its own processes
     # then interrupt them, and with them, at the next all-reduce, all the others.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    _ensure_token(config)
+    if config.mode == "existing":
+        _require_token(config)
+    else:
+        ensure_token()
 
     import ray
 
@@ -179,19 +182,26 @@ def set_up_worker_without_dashboard() -> None:
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _ensure_token(config: ClusterConfig) -> None:
-    """Gives a fresh cluster a token of its own, unless the user has one."""
+def ensure_token() -> None:
+    """Makes a token for a fresh cluster, in this process's environment, unless there is one."""
+    if not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _has_token() -> bool:
+    """Whether Ray will find a token, or needs none because the user has switched tokens off."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return  # The user switched it off.
+        return True
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if given or (Path.home() / ".ray" / "auth_token").exists():
-        return
-    if config.mode == "existing":
+    return given or (Path.home() / ".ray" / "auth_token").exists()
+
+
+def _require_token(config: ClusterConfig) -> None:
+    if not _has_token():
         raise UserError(
             f"cluster.address={config.address}: no token to join with; set RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_MODE=disabled for a cluster that asks for none)"
         )
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _start_local(config: ClusterConfig) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from ray_shared.cluster import start_nodes
+from ray_shared.cluster import ensure_token, start_nodes
 from ray_shared.tracking import Event, read_events
 
 if TYPE_CHECKING:
@@ -216,12 +216,12 @@ def ray_tmpdir() -> Iterator[Path]:
 def many_nodes(num_cpus: Sequence[int]) -> Iterator["Cluster"]:
     """A running cluster of several nodes that jobs join with `cluster=existing`.
 
-    Its token is in this process's environment, where the jobs inherit it.
+    Its token is one that this process has, or is put into its environment; jobs inherit it.
 
     Args:
         num_cpus: The logical CPUs of each node; the first is the head, where the job's driver runs.
     """
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ensure_token()
     cluster = start_nodes(num_cpus)
     try:
         yield cluster
