@@ -32,6 +32,9 @@ SHARED = ROOT / "shared"
 # SIGKILL 0.2 s later, which would leave them behind.
 PATIENT = {"interrupt_timeout": 60, "terminate_timeout": 60}
 
+# What is imported is compiled to bytecode once, not at every start; `pip_install` leaves it to that.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
@@ -146,7 +149,7 @@ def pip_install(session: nox.Session, commands: list[list[str]], files: list[Pat
     stamp.unlink(missing_ok=True)
     session.log("Installing; the first time this may take some minutes.")
     for arguments in commands:
-        # Not to bytecode: Python compiles what it imports, and of these packages that is little.
+        # Python compiles what it imports, and of these packages that is little.
         session.install("--no-compile", *arguments)
     # By the same means as pip, so that `nox --no-install` does not claim to have installed.
     script = f"import pathlib; pathlib.Path({str(stamp)!r}).write_text({digest!r})"
