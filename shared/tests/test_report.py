@@ -1,13 +1,14 @@
 """`result.json`, timings and versions."""
 
 import json
+import logging
 import math
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from ray_shared.report import Report, flat, show_table, versions
+from ray_shared.report import Report, flat, show_artifacts, show_table, versions
 
 
 def test_result_holds_every_key(tmp_path: Path):
@@ -101,3 +102,10 @@ def test_table_shows_names_and_values(capsys: pytest.CaptureFixture[str]):
     assert "accuracy" in shown
     assert "0.97" in shown
     assert "runs/x/bundle" in shown
+
+
+def test_artifacts_are_named_with_their_places(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    report = Report("tiny-job", tmp_path, {}, artifacts={"learning_curve": "out/curve.png"})
+    with caplog.at_level(logging.INFO):
+        show_artifacts(report)
+    assert caplog.messages == ["learning curve: out/curve.png"]

@@ -70,6 +70,22 @@ def units_on_disk(run: Path) -> int:
     return len(scanned) + len(written)
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_the_job_and_the_next_start_goes_on(
+    start: StartJob, tmp_path: Path, calm: pl.DataFrame, signum: signal.Signals, code: int
+):
+    with start(*SMALL, "run.name=hurt") as job:
+        job.wait_for_event(lambda e: e["event"] == "unit")
+        job.process.send_signal(signum)
+        assert job.wait(30) == code, job.output()
+        wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+    assert "Traceback" not in job.output()
+    with start(*SMALL, "run.name=hurt") as again:
+        assert again.wait() == 0, again.output()
+    assert "resuming" in again.output()
+    assert features(tmp_path / "runs" / "hurt").equals(calm)
+
+
 def test_killed_task_is_repeated(start: StartJob, tmp_path: Path):
     # Units that take long enough to be caught at work.
     options = ["data.num_rows=4000000", "data.num_files=8", "run.name=hurt"]

@@ -1,6 +1,8 @@
 """The jobs from end to end: prepare, killed and run again (the headline fault), train, score."""
 
+import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +10,37 @@ import numpy as np
 import polars as pl
 import pytest
 import xgboost as xgb
-from data_preprocessing import output, trips
+from data_preprocessing import trips
 from data_preprocessing.features import LABEL
 from ray_shared.bundle import read_bundle
-from ray_shared.storage import open_storage
-from ray_shared.testing import wait_for
+from ray_shared.testing import Job, start_job, wait_for
 
 from .conftest import StartJob
 from .counting import NUM_UNITS, SMALL, features, manifest_of, quarantine, truth
 
 
-def test_prepared_then_trained_then_scored(start: StartJob, tmp_path: Path):
-    with start(*SMALL, "run.name=trips") as job:
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, ray_tmpdir: Path) -> Iterator[Job]:
+    """An undisturbed run of `action=prepare`, named `trips`."""
+    directory = tmp_path_factory.mktemp("calm")
+    with start_job("data_preprocessing", [*SMALL, "run.name=trips"], directory) as job:
         job.wait_for_event(lambda e: e["event"] == "unit")
         assert job.wait() == 0, job.output()
-    wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
-    run = tmp_path / "runs" / "trips"
-    check_prepared(job.result(), run)
-    assert "rows/s" in job.output()
-    assert "Traceback" not in job.output()
-    assert "<svg" in Path(job.result()["artifacts"]["quality"]).read_text()
+        yield job
 
+
+def test_rows_are_prepared_and_accounted_for(calm: Job):
+    wait_for(lambda: not calm.survivors(), "end of the job's processes", 10)
+    check_prepared(calm.result(), run_of(calm))
+    assert "rows/s" in calm.output()
+    assert "Traceback" not in calm.output()
+    assert "<svg" in Path(calm.result()["artifacts"]["quality"]).read_text()
+
+
+def test_model_is_trained_and_scores(start: StartJob, tmp_path: Path, calm: Job):
+    run = run_of(calm)
     options = ["run.name=model", "train.num_rounds=20", "checkpoint.every_rounds=5"]
-    with start("action=train", *options) as job:
+    with start("action=train", f"dataset={run}", *options) as job:
         assert job.wait() == 0, job.output()
     metrics = job.result()["metrics"]
     # Half of the median's error would still be a poor model.
@@ -39,14 +49,17 @@ def test_prepared_then_trained_then_scored(start: StartJob, tmp_path: Path):
     assert [e["step"] for e in job.events() if e["event"] == "round"] == [5, 10, 15, 20]
     alone = rmse_of_one_process(run, metrics["rounds"])
     assert metrics["rmse"] == pytest.approx(alone, rel=0.01)
-    bundle = tmp_path / "runs" / "model" / "bundle"
-    state = output.open_storage(str(run)).child(manifest_of(run)["attempt"])
-    assert read_bundle(bundle).preprocessor["pickup_hour"]
-    assert state.child("preprocessor.json").exists()
+    bundle = read_bundle(tmp_path / "runs" / "model" / "bundle")
+    fitted = run / manifest_of(run)["attempt"] / "preprocessor.json"
+    assert bundle.preprocessor == json.loads(fitted.read_text())
 
     with start("action=score", *SMALL, "data.seed=1", "run.name=scores") as job:
         assert job.wait() == 0, job.output()
     check_scored(job.result(), tmp_path / "runs" / "scores", job.events())
+
+
+def run_of(job: Job) -> Path:
+    return Path(job.result()["artifacts"]["run"])
 
 
 def check_prepared(result: dict[str, Any], run: Path) -> None:
@@ -77,9 +90,7 @@ def check_prepared(result: dict[str, Any], run: Path) -> None:
     assert '"trip_distance":40.0' in speed
 
 
-def test_killed_job_goes_on_and_loses_or_doubles_no_row(start: StartJob, tmp_path: Path):
-    with start(*SMALL, "run.name=calm") as calm:
-        assert calm.wait() == 0, calm.output()
+def test_killed_job_goes_on_and_loses_or_doubles_no_row(start: StartJob, tmp_path: Path, calm: Job):
     with start(*SMALL, "run.name=hurt") as job:
         job.wait_for_event(lambda e: e["event"] == "unit" and e["stage"] == "scan")
         job.remember_family()
@@ -93,8 +104,7 @@ def test_killed_job_goes_on_and_loses_or_doubles_no_row(start: StartJob, tmp_pat
     units = [e for e in again.events() if e["event"] == "unit"]
     assert len([e for e in units if e["stage"] == "scan"]) < NUM_UNITS
     assert len([e for e in units if e["stage"] == "done"]) == NUM_UNITS
-    calm_run, hurt_run = tmp_path / "runs" / "calm", tmp_path / "runs" / "hurt"
-    assert features(hurt_run).equals(features(calm_run))
+    assert features(tmp_path / "runs" / "hurt").equals(features(run_of(calm)))
     counted = ("rows_in", "rows_out", "rows_quarantined", "quarantine_by_reason", "rows_by_split")
     found, expected = again.result()["metrics"], calm.result()["metrics"]
     assert {k: found[k] for k in counted} == {k: expected[k] for k in counted}
@@ -125,4 +135,3 @@ def check_scored(result: dict[str, Any], run: Path, events: list[dict[str, Any]]
     assert metrics["rmse"] < 0.5 * float(scored[LABEL].std())  # type: ignore[arg-type]
     # Two actors have loaded the model, and shared the units.
     assert 1 <= len({e["pid"] for e in events if e["event"] == "unit"}) <= 2
-    assert open_storage(str(run)).child(output.MANIFEST).exists()

@@ -1,6 +1,7 @@
 """What a job leaves behind: `result.json` for programs and a table for people."""
 
 import json
+import logging
 import platform
 import re
 import time
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -103,3 +106,9 @@ def show_table(title: str, rows: Mapping[str, object]) -> None:
     for name, value in rows.items():
         table.add_row(name, str(value))
     Console().print(table)
+
+
+def show_artifacts(report: Report) -> None:
+    """Prints one line for each thing that was written: below a table, where it can be copied."""
+    for name, path in report.artifacts.items():
+        logger.info("%s: %s", name.replace("_", " "), path)

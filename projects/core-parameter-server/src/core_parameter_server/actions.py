@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ray_shared.errors import JobError
-from ray_shared.report import Report
+from ray_shared.report import Report, show_artifacts
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 from ray_shared.tracking import Event, Tracker
@@ -75,7 +75,7 @@ def compare(config: Config, report: Report) -> None:
         results.plot_convergence(evals, config.straggler.target_loss, path)
         report.artifacts["plot"] = str(path)
         show_variants(config, rows)
-        results.show_artifacts(report)
+        show_artifacts(report)
         if not any(row["time_to_target_s"] is not None for row in rows.values()):
             raise JobError(
                 f"no variant reached straggler.target_loss={config.straggler.target_loss:g}: raise "

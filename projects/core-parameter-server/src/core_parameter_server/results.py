@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_shared.report import Report, show_table
+from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.storage import Storage
 from ray_shared.tracking import Event, Tracker
 
@@ -122,12 +122,6 @@ def show_result(report: Report) -> None:
         rows["dropped gradients"] = m["num_dropped"]
     show_table(report.project, rows)
     show_artifacts(report)
-
-
-def show_artifacts(report: Report) -> None:
-    """One line for each thing that was written."""
-    for name, path in report.artifacts.items():
-        logger.info("%s: %s", name.replace("_", " "), path)
 
 
 def plot_run(events: Sequence[Event], counts: Counts, path: Path) -> Path:

@@ -8,6 +8,7 @@
             preprocessor.json
             features/split=train/ the second pass's Parquet, a few files for each unit
             done/                 the second pass's journal
+            predictions/ scored/  instead of all that: what `action=score` writes, and its journal
 
 A file's name depends on the unit and chunk that it is made of, and it is moved into place whole: a
 unit that is done twice writes the same files again. The manifest lists every file, so that one
@@ -53,7 +54,7 @@ class Attempt:
         return self.run_dir.child(self.name)
 
     def finished(self, stage: str) -> set[str]:
-        """Names of the units that a stage (`scan` or `done`) has finished."""
+        """Names of the units that a stage (`scan`, `done` or `scored`) has finished."""
         names = self.directory.child(stage).names()
         return {name.partition(".")[0] for name in names if not name.endswith(".part")}
 

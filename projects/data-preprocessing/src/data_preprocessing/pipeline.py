@@ -20,7 +20,7 @@ https://docs.ray.io/en/releases-2.60.0/data/execution-configurations.html
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def prepare(config: Config, report: Report) -> None:
         zones = load_zones(config.data.zones)
         work = Work(numbered, source, attempt, zones, split.val_from, split.test_from)
 
-        run_stage("scan", scan, units, work, tracker, report)
+        run_stage("scan", scan, units, work, tracker, report, **each_cpu(work=work))
         statistics, damaged = output.collect(units, attempt)
         unreadable += [(files[i], why) for i, why in sorted(damaged.items())]
         counts = results.Counts.of(statistics, unreadable)
@@ -105,7 +105,7 @@ def prepare(config: Config, report: Report) -> None:
         attempt.directory.child("preprocessor.json").write_atomically(preprocessor.to_json())
 
         good = [unit for unit in units if unit.file.index not in damaged]
-        options = {"preprocessor": preprocessor}
+        options = each_cpu(work=work, preprocessor=preprocessor)
         run_stage("done", transform, good, work, tracker, report, **options)
         manifest = finish(attempt, good, files, counts, preprocessor)
         page = write_page(report.output_dir, counts, statistics, files)
@@ -156,7 +156,7 @@ def generate(row: Row, specs: list[trips.FileSpec], directory: Storage) -> Row:
 
 def run_stage(
     stage: str,
-    task: Callable[..., Row],
+    task: Any,
     units: list[Unit],
     work: Work,
     tracker: "Tracker",
@@ -167,28 +167,29 @@ def run_stage(
 
     Args:
         stage: The journal: the folder of the attempt in which a unit leaves a file when it is done.
-        task: What to do with a unit; called with a row of the dataset.
+        task: What to do with a unit, called with a row of the dataset; or a class, an actor's.
         units: All units of the stage.
         work: What the tasks need to know.
         tracker: Gets an event for each unit.
         report: Gets the statistics of the execution.
-        options: More arguments of `task`.
+        options: How Ray Data is to run it, see `Dataset.map`.
     """
     done = work.attempt.finished(stage)
     todo = [{"unit": unit.index} for unit in units if unit.name not in done]
     progress = results.Progress(stage, len(units), len(units) - len(todo))
     if not todo:
         return
-    dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-        task,
-        fn_kwargs={"work": work, **options},
-        num_cpus=1,  # One task for each CPU: each works with one thread.
-    )
+    dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(task, **options)
     for finished in dataset.iter_rows():
         results.raise_if_failed(finished)
         tracker.log({"event": "unit", "stage": stage, **finished})
         progress.add(finished)
     results.save_statistics(dataset, stage, report)
+
+
+def each_cpu(**arguments: Any) -> dict[str, Any]:
+    """How `run_stage` runs a task with arguments: one for each CPU, as each has one thread."""
+    return {"fn_kwargs": arguments, "num_cpus": 1}
 
 
 def scan(row: Row, work: Work) -> Row:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import psutil
 from ray_shared.errors import UserError
-from ray_shared.report import Report, show_table
+from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.storage import Storage
 
 from data_preprocessing.contract import REASONS
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SHOW_EVERY_S = 2.0
 SAMPLE_EVERY_S = 0.25
-STAGES = {"scan": "checked", "done": "written", "score": "scored"}
+STAGES = {"scan": "checked", "done": "written", "scored": "scored"}
 """What has happened to the rows of a stage."""
 
 
@@ -217,8 +217,7 @@ def show_result(report: Report, counts: Counts) -> None:
         names = ", ".join(file.uri.rpartition("/")[2] for file, _ in counts.unreadable)
         rows["unreadable files"] = f"{len(counts.unreadable)} ({names})"
     show_table(report.project, rows)
-    for name, path in report.artifacts.items():
-        logger.info("%s: %s", name.replace("_", " "), path)
+    show_artifacts(report)
 
 
 def show_round(event: dict[str, Any]) -> None:
@@ -248,5 +247,4 @@ def show_model(report: Report) -> None:
         "seconds": f"{m['read_s']:.1f} reading, {m['train_s']:.1f} boosting",
     }
     show_table(report.project, rows)
-    for name, path in report.artifacts.items():
-        logger.info("%s: %s", name.replace("_", " "), path)
+    show_artifacts(report)

@@ -9,7 +9,6 @@ writes the same file again.
 Source: https://docs.ray.io/en/releases-2.60.0/data/batch_inference.html
 """
 
-import logging
 import os
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ import polars as pl
 import ray
 import xgboost as xgb
 from ray_shared.bundle import read_bundle
-from ray_shared.report import Report, show_table
+from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 
@@ -29,8 +28,6 @@ from data_preprocessing.features import LABEL, TRACE, Preprocessor, derive
 from data_preprocessing.pipeline import Row, Work
 from data_preprocessing.reading import UnreadableFileError
 from data_preprocessing.zones import load_zones
-
-logger = logging.getLogger(__name__)
 
 
 def score(config: Config, report: Report) -> None:
@@ -54,23 +51,14 @@ def score(config: Config, report: Report) -> None:
         zones = load_zones(config.data.zones)
         work = Work({u.index: u for u in units}, source, attempt, zones, "", "")
 
-        done = attempt.finished("done")
-        todo = [{"unit": unit.index} for unit in units if unit.name not in done]
-        progress = results.Progress("score", len(units), len(units) - len(todo))
-        if todo:
-            dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
-                Scorer,  # type: ignore[arg-type] # Ray's annotation means an instance.
-                fn_constructor_kwargs={"work": work, "bundle": bundle},
-                compute=ray.data.ActorPoolStrategy(size=config.score.num_actors),
-                # Less than a CPU each, so that there is room for whatever else Ray Data runs.
-                num_cpus=config.score.cpus_per_actor,
-            )
-            for finished in dataset.iter_rows():
-                results.raise_if_failed(finished)
-                tracker.log({"event": "unit", "stage": "score", **finished})
-                progress.add(finished)
-            results.save_statistics(dataset, "score", report)
-        written = [attempt.read_json(f"done/{unit.name}.json") for unit in units]
+        actors = {
+            "fn_constructor_kwargs": {"work": work, "bundle": bundle},
+            "compute": ray.data.ActorPoolStrategy(size=config.score.num_actors),
+            # Less than a CPU each, so that there is room for whatever else Ray Data runs.
+            "num_cpus": config.score.cpus_per_actor,
+        }
+        pipeline.run_stage("scored", Scorer, units, work, tracker, report, **actors)
+        written = [attempt.read_json(f"scored/{unit.name}.json") for unit in units]
         counts = {key: sum(w[key] for w in written) for key in ("rows_in", "rows_out", "squares")}
         rmse = (counts.pop("squares") / max(counts["rows_out"], 1)) ** 0.5
         rejected = counts["rows_in"] - counts["rows_out"]
@@ -110,7 +98,7 @@ class Scorer:
             errors = predictions["predicted_min"].cast(pl.Float64) - predictions[LABEL]
             told: Row = {"rows_in": rows, "rows_out": predictions.height}
             told |= {"squares": float((errors * errors).sum()), "file": {"path": path, **written}}
-            self.work.attempt.write_json(f"done/{unit.name}.json", told)
+            self.work.attempt.write_json(f"scored/{unit.name}.json", told)
             bad = rows - predictions.height
             return {"unit": unit.index, "rows": rows, "bad": bad, "pid": os.getpid()}
 
@@ -118,7 +106,7 @@ class Scorer:
             return output.told(run)
         except UnreadableFileError as error:
             nothing = {"rows_in": 0, "rows_out": 0, "squares": 0.0, "file": None}
-            self.work.attempt.write_json(f"done/{unit.name}.json", nothing | {"why": str(error)})
+            self.work.attempt.write_json(f"scored/{unit.name}.json", nothing | {"why": str(error)})
             found = {"unit": unit.index, "rows": 0, "bad": 0, "pid": os.getpid()}
             return found | {"failed": None}
 
@@ -139,5 +127,4 @@ def show_result(report: Report) -> None:
         "RMSE, minutes": f"{m['rmse']:.3f}",
     }
     show_table(report.project, rows)
-    for name, path in report.artifacts.items():
-        logger.info("%s: %s", name.replace("_", " "), path)
+    show_artifacts(report)

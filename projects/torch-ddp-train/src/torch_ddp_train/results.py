@@ -12,7 +12,7 @@ from typing import Any
 from ray.train import Result, TrainingFailedError
 from ray_shared.errors import JobError
 from ray_shared.groups import ScalingConfig
-from ray_shared.report import Report, show_table
+from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.storage import Storage
 from ray_shared.tracking import Event, Tracker
 
@@ -101,8 +101,7 @@ def finish(outcome: Result, tracker: Tracker, report: Report) -> None:
             "restarts": m["restarts"],
         },
     )
-    for name, path in report.artifacts.items():
-        logger.info("%s: %s", name.replace("_", " "), path)
+    show_artifacts(report)
 
 
 def summarize(events: list[Event]) -> dict[str, Any]:
