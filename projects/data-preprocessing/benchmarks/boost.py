@@ -65,16 +65,11 @@ def distributed(dataset: Path, directory: Path, watched: Any) -> dict[str, Any]:
 
 def compare_boost(sizes: list[int], rounds: int, directory: Path) -> dict[str, Any]:
     """Seconds of both, by size, in turns."""
-    from compare import available_cpus, watched
+    from compare import available_cpus, prepare_for_training, watched
 
     found: dict[str, Any] = {}
     for millions in sizes:
-        storage = directory / f"prepared-{millions}"
-        command = [sys.executable, "-m", "data_preprocessing", "run.name=bench"]
-        command += [f"data.num_rows={millions * 1_000_000}", f"data.num_files={4 * millions}"]
-        command += [f"storage.path={storage}", f"hydra.run.dir={directory}/prepare"]
-        watched(command, directory)
-        dataset = storage / "bench"
+        dataset = prepare_for_training(millions, directory)
         runs: dict[str, list[dict[str, Any]]] = {"one process": [], "Ray Train": []}
         for _ in range(rounds):
             one = [sys.executable, __file__, str(dataset), str(ROUNDS), str(available_cpus())]

@@ -5,8 +5,9 @@
 
 `--part prepare`: read, keep the rows that keep the contract, derive, group by zone and hour, join
 back, write; the peers are in `peers.py`. `--part boost`: XGBoost with two workers on Ray Train
-beside one process with as many threads. Everybody starts in a process of its own and takes turns;
-seconds count from after its own start-up, memory (PSS of all its processes) from the beginning.
+beside one process with as many threads. `--part feed`: batches for torch and TensorFlow. Everybody
+starts in a process of its own and takes turns; seconds count from after its own start-up, memory
+(PSS of all its processes) from the beginning.
 """
 
 import argparse
@@ -59,7 +60,11 @@ def make_files(millions: int, directory: Path) -> int:
 
 
 def watched(command: list[str], cwd: Path) -> dict[str, Any]:
-    """Runs a command; the last line of its output as JSON, with `wall_s` and `peak_mb`."""
+    """Runs a command to its end.
+
+    Returns:
+        `wall_s` and `peak_mb`, and what its last line says, if that is JSON: a peer's.
+    """
     started = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -80,7 +85,8 @@ def watched(command: list[str], cwd: Path) -> dict[str, Any]:
     thread.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{stdout}\n{stderr}")
-    found: dict[str, Any] = json.loads(stdout.strip().splitlines()[-1]) if stdout.strip() else {}
+    last = stdout.strip().rpartition("\n")[2]
+    found: dict[str, Any] = json.loads(last) if last.startswith("{") else {}
     return found | {"wall_s": time.perf_counter() - started, "peak_mb": peak / 2**20}
 
 
@@ -109,6 +115,17 @@ def prepare_once(name: str, source: Path, directory: Path) -> dict[str, Any]:
     found |= {"seconds": result["timings"]["job_s"], "rows": result["metrics"]["rows_out"]}
     shutil.rmtree(target)
     return found
+
+
+def prepare_for_training(millions: int, directory: Path) -> Path:
+    """A prepared run of generated trips, with the default features; made once."""
+    storage = directory / f"prepared-{millions}"
+    if not storage.exists():
+        command = [sys.executable, "-m", "data_preprocessing", "run.name=bench"]
+        command += [f"data.num_rows={millions * 1_000_000}", f"data.num_files={4 * millions}"]
+        command += [f"storage.path={storage}", f"hydra.run.dir={directory}/prepare"]
+        watched(command, directory)
+    return storage / "bench"
 
 
 def compare_prepare(sizes: list[int], rounds: int, names: list[str], directory: Path) -> Any:
@@ -189,8 +206,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, nargs="+", default=[5, 20, 60], help="millions")
     parser.add_argument("--peers", nargs="*", default=peers, choices=peers)
-    parser.add_argument("--part", choices=("prepare", "boost", "all"), default="all")
+    parser.add_argument("--part", choices=("prepare", "boost", "feed", "all"), default="all")
     parser.add_argument("--boost-rows", type=int, nargs="+", default=[1, 5], help="millions")
+    parser.add_argument("--feed-rows", type=int, default=5, help="millions")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     if args.rounds < 1:
@@ -205,15 +223,19 @@ def main() -> None:
     # A short path, because Ray's sockets lie below it.
     with tempfile.TemporaryDirectory(prefix="r-") as directory:
         os.environ |= {"RAY_TMPDIR": directory, "TMPDIR": directory}
-        if args.part != "boost":
+        if args.part in ("prepare", "all"):
             found["prepare"] = compare_prepare(
                 args.rows, args.rounds, [OURS, *args.peers], Path(directory)
             )
             found["growth"] = plot_prepare(found["prepare"], args.out / "prepare.png")
-        if args.part != "prepare":
+        if args.part in ("boost", "all"):
             from boost import compare_boost
 
             found["boost"] = compare_boost(args.boost_rows, args.rounds, Path(directory))
+        if args.part in ("feed", "all"):
+            from feed import compare_feeding
+
+            found["feed"] = compare_feeding(args.feed_rows, args.rounds, Path(directory))
     (args.out / "compare.json").write_text(json.dumps(found, indent=2) + "\n")
     print(f"everything measured: {args.out}")
 
