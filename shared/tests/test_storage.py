@@ -104,7 +104,7 @@ def test_local_files_are_replaced_listed_and_deleted(tmp_path: Path):
 
 @pytest.mark.parametrize("path", ["ftp://host/x", "S3://bucket", "http://host/x"])
 def test_unknown_scheme_is_refused_with_the_known_ones(path: str):
-    allowed = "must be a directory or start with s3://, gs://, abfs://, abfss://"
+    allowed = "must be a local path or start with s3://, gs://, abfs://, abfss://"
     assert refusal(path) == f"storage.path={path}: {allowed}"
 
 

@@ -7,9 +7,11 @@ import polars as pl
 from data_preprocessing import output, trips
 from ray_shared.storage import open_storage
 
-# 40,000 trips in 4 files of 2 units each, and the three small broken files.
+# 40,000 trips in 4 files, and the three small broken ones; one is unreadable, the others are units.
 SMALL = ["data.num_rows=40000", "data.num_files=4"]
 NUM_UNITS = 6
+BEFORE = ("missing_value", "out_of_range", "unknown_zone")
+"""Of the reasons of generated rows: what can be wrong before a trip."""
 
 
 def truth(num_rows: int = 40_000, num_files: int = 4, kind: str = "parquet") -> dict[str, Any]:
@@ -39,5 +41,5 @@ def features(run: Path) -> pl.DataFrame:
 def quarantine(run: Path) -> pl.DataFrame:
     """All rows in the run's quarantine, sorted by where they come from."""
     manifest = manifest_of(run)
-    files = [run / manifest["attempt"] / name for name in manifest["quarantine"]]
+    files = [run / manifest["attempt"] / file["path"] for file in manifest["quarantine"]]
     return pl.concat(pl.read_parquet(file) for file in files).sort("source_file", "row")

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 from data_preprocessing import trips
-from data_preprocessing.contract import COLUMNS, DROPOFF, PICKUP, REASONS, check
+from data_preprocessing.contract import COLUMNS, DROPOFF, MALFORMED, PICKUP, REASONS, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +60,7 @@ def test_what_some_meters_do_not_send_may_be_missing(name: str):
         ({"trip_distance": "n/a"}, "wrong_type"),
         ({"VendorID": "1.5"}, "wrong_type"),
         ({PICKUP: "yesterday"}, "wrong_type"),
+        ({MALFORMED: "1,2"}, "malformed_row"),
     ],
 )
 def test_broken_rule_is_named(changes: dict[str, Any], expected: str):
@@ -70,6 +71,7 @@ def test_numbers_and_times_as_text_are_cast():
     text = {name: str(value) for name, value in GOOD.items()}
     assert reason(**text) is None
     assert reason(**{PICKUP: "2024-01-05T12:00:00.500"}) is None
+    assert reason(**{PICKUP: "2024-01-05T12:00:00Z"}) is None
     assert reason(VendorID="1.0") is None
     assert reason(passenger_count="") is None
     assert reason(trip_distance="") == "missing_value"
@@ -78,6 +80,21 @@ def test_numbers_and_times_as_text_are_cast():
 def test_first_broken_rule_counts():
     assert reason(fare_amount=-1.0, PULocationID=99) == "negative_fare"
     assert reason(fare_amount=None, PULocationID=99) == "missing_value"
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1.0, None), (1.5, "wrong_type")])
+@pytest.mark.parametrize("name", ["VendorID", "RatecodeID", "PULocationID"])
+def test_number_of_another_type_must_be_whole(name: str, value: float, expected: str | None):
+    rows = pl.DataFrame([GOOD]).with_columns(pl.lit(value).alias(name))
+    assert check(rows, ZONES)["reason"].to_list() == [expected]
+
+
+def test_trip_that_is_not_over_can_be_scored():
+    rows = pl.DataFrame([GOOD]).drop(DROPOFF, "fare_amount")
+    assert check(rows, ZONES, before=True)["reason"].to_list() == [None]
+    assert check(rows, ZONES)["reason"].to_list() == ["missing_column"]
+    unknown = rows.with_columns(PULocationID=9)
+    assert check(unknown, ZONES, before=True)["reason"].to_list() == ["unknown_zone"]
 
 
 def test_missing_column_breaks_every_row():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from data_preprocessing import output
+from data_preprocessing import earlier, output
 from ray_shared.errors import UserError
 from ray_shared.storage import Storage, open_storage
 
@@ -69,9 +69,9 @@ def test_newest_run_is_the_one_made_last(tmp_path: Path):
     for name, kind, made in (("b", "features", "1"), ("a", "features", "2"), ("c", "model", "3")):
         content = {"format_version": 1, "kind": kind, "made": made}
         storage.child(name).child(output.MANIFEST).write_bytes(json.dumps(content).encode())
-    assert output.newest_run(storage, "features", "dataset").path == f"{tmp_path}/a"
+    assert earlier.newest_run(storage, "features", "dataset").path == f"{tmp_path}/a"
     with pytest.raises(UserError, match=r"score.bundle=null: no finished run of action=train"):
-        output.newest_run(storage.child("a"), "model", "score.bundle")
+        earlier.newest_run(storage.child("a"), "model", "score.bundle")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format_version": 2}'])

@@ -1,12 +1,15 @@
 """Input files: found, cut into units, read chunk by chunk."""
 
+import gzip
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from data_preprocessing import reading, trips
-from data_preprocessing.contract import COLUMNS, check
+from data_preprocessing import reading, text, trips
+from data_preprocessing.contract import COLUMNS, MALFORMED, check
 from data_preprocessing.reading import UnreadableFileError, cut, find_files, read_chunks
 from ray_shared.errors import UserError
 from ray_shared.storage import open_storage
@@ -35,11 +38,11 @@ def test_text_in_blocks_is_read_like_parquet(
 ):
     spec = trips.FileSpec(0, 3000, 0.0, kind, 7)
     trips.write(spec, open_storage(str(tmp_path)))
-    monkeypatch.setattr(reading, "TEXT_BLOCK", 10_000)
-    text = read(tmp_path / spec.name)
+    monkeypatch.setattr(text, "BLOCK", 10_000)
+    found = read(tmp_path / spec.name)
     # The same seed; without broken rows a file is the same in every format.
     parquet = read(write_parquet(tmp_path / "parquet"))
-    assert text.equals(parquet)
+    assert found.equals(parquet)
 
 
 def write_parquet(directory: Path) -> Path:
@@ -56,16 +59,109 @@ def test_row_numbers_go_through_all_units_of_a_file(tmp_path: Path):
     units, _ = cut(find_files(str(path)), filesystem, 1000)
     assert [unit.row_groups for unit in units] == [(0, 1), (2, 3), (4, 5, 6)]
     found = [(first, chunk) for unit in units for first, chunk in read_chunks(unit, filesystem)]
-    assert [first for first, _ in found] == [0, 400, 800, 1200, 1600, 2000, 2400]
+    assert [first for first, _ in found] == [0, 800, 1600]
     assert pl.concat(c for _, c in found).equals(rows.select(list(COLUMNS)))
 
 
-def test_row_group_larger_than_a_unit_is_a_unit(tmp_path: Path):
+def test_large_row_group_is_a_unit_and_read_in_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "rows.parquet"
     rows = trips.generate(trips.FileSpec(0, 3000, 0.0, "parquet", 0))
     pq.write_table(rows.to_arrow(), path, row_group_size=1500)
-    units, _ = cut(find_files(str(path)), open_storage(str(path)).filesystem, 1000)
+    filesystem = open_storage(str(path)).filesystem
+    units, _ = cut(find_files(str(path)), filesystem, 1000)
     assert [unit.row_groups for unit in units] == [(0,), (1,)]
+    monkeypatch.setattr(reading, "CHUNK_ROWS", 600)
+    found = [(first, c.height) for unit in units for first, c in read_chunks(unit, filesystem)]
+    assert found == [(0, 600), (600, 600), (1200, 300), (1500, 600), (2100, 600), (2700, 300)]
+
+
+def reasons(path: Path) -> list[str | None]:
+    return list(read(path)["reason"])
+
+
+def test_line_with_a_field_too_many_is_set_aside_alone(tmp_path: Path):
+    path = write(tmp_path, "csv", rows=50)
+    good = reasons(path)
+    lines = path.read_text().splitlines()
+    lines[8] += ",more"
+    lines[20] = '1,"2024'
+    path.write_text("\n".join(lines[:21]) + "\n")
+    found = read(path)
+    assert found["reason"].to_list() == [*good[:7], "malformed_row", *good[8:19], "malformed_row"]
+
+
+def test_line_that_is_no_json_is_set_aside_alone(tmp_path: Path):
+    path = write(tmp_path, "jsonl", rows=50)
+    good = reasons(path)
+    lines = path.read_text().splitlines()
+    lines[7] = lines[7][:-10]
+    lines[8] = "[1]"
+    path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    assert reasons(path) == [*good[:7], "malformed_row", "malformed_row", *good[9:]]
+    chunk = next(iter(_chunks(path)))
+    assert chunk[MALFORMED].drop_nulls().to_list() == [lines[7], "[1]"]
+
+
+def _chunks(path: Path) -> Iterator[pl.DataFrame]:
+    filesystem = open_storage(str(path)).filesystem
+    units, _ = cut(find_files(str(path)), filesystem, 1000)
+    return (chunk for unit in units for _, chunk in read_chunks(unit, filesystem))
+
+
+@pytest.mark.parametrize("block", [40, 64, 100, 1000])
+def test_line_break_within_quotes_does_not_end_a_row(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "notes.csv"
+    rows = [f'{i},"first\nsecond ""{i}"""' for i in range(30)]
+    path.write_text("VendorID,note\n" + "\n".join(rows) + "\n")
+    monkeypatch.setattr(text, "BLOCK", block)
+    found = pl.concat(_chunks(path))
+    assert found["VendorID"].to_list() == [str(i) for i in range(30)]
+    assert found["note"].to_list() == [f'first\nsecond "{i}"' for i in range(30)]
+
+
+def test_line_without_end_makes_a_file_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "binary.csv"
+    path.write_bytes(b"VendorID,fare_amount\n" + b"1" * 5000)
+    monkeypatch.setattr(text, "BLOCK", 1000)
+    with pytest.raises(UnreadableFileError, match="a line is longer than 1,000 bytes"):
+        read(path)
+
+
+def test_text_in_another_encoding_is_unreadable(tmp_path: Path):
+    path = tmp_path / "utf16.csv"
+    path.write_text("VendorID,fare_amount\n1,2\n", encoding="utf-16")
+    with pytest.raises(UnreadableFileError, match=str(path)):
+        read(path)
+
+
+def test_compressed_text_is_read(tmp_path: Path):
+    path = write(tmp_path, "csv")
+    expected = read(path)
+    compressed = tmp_path / "trips.csv.gz"
+    compressed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read(compressed).equals(expected)
+
+
+def test_file_that_is_whole_after_all_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write(tmp_path, "parquet")
+    (unit,), _ = cut(find_files(str(path)), open_storage(str(path)).filesystem, 10**6)
+    real, calls = reading.pq.ParquetFile, []
+
+    def fails_once(stream: Any) -> Any:
+        calls.append(stream)
+        if len(calls) == 1:
+            raise OSError("connection reset")
+        return real(stream)
+
+    monkeypatch.setattr(reading.pq, "ParquetFile", fails_once)
+    with pytest.raises(OSError, match="connection reset"):
+        list(read_chunks(unit, open_storage(str(path)).filesystem))
 
 
 def test_truncated_parquet_is_set_aside_with_a_reason(tmp_path: Path):
@@ -101,7 +197,11 @@ def test_directory_and_globs_find_the_same_files(name: str, tmp_path: Path):
 def test_glob_leaves_others_out(tmp_path: Path):
     write(tmp_path, "parquet")
     write(tmp_path, "csv")
-    assert [f.format for f in find_files(f"{tmp_path}/*.csv")] == ["csv"]
+    write(tmp_path / "below", "csv")
+    here, below = str(tmp_path / "trips-0000.csv"), str(tmp_path / "below" / "trips-0000.csv")
+    assert [f.path for f in find_files(f"{tmp_path}/*.csv")] == [here]
+    assert [f.path for f in find_files(f"{tmp_path}/*/*.csv")] == [below]
+    assert [f.path for f in find_files(f"{tmp_path}/**.csv")] == [below, here]
 
 
 def test_no_match_is_refused(tmp_path: Path):

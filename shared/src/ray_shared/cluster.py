@@ -43,6 +43,8 @@ class Demand:
     """CPUs beside the workers, anywhere in the cluster."""
     extra_for: str = "data tasks"
     """What those are for."""
+    key: str = "scaling.num_workers"
+    """The configuration key of `num_workers`."""
 
     def check(self, nodes: Sequence[dict[str, float]]) -> None:
         """Refuses a demand that these nodes can never meet.
@@ -61,14 +63,14 @@ class Demand:
         if places < self.num_workers:
             needs = f"{self.cpus_per_worker:g} CPU" + (" and 1 GPU" if self.gpus_per_worker else "")
             raise UserError(
-                f"scaling.num_workers={self.num_workers}: each needs {needs}, and the cluster "
+                f"{self.key}={self.num_workers}: each needs {needs}, and the cluster "
                 f"({len(nodes)} node(s), {cpus:g} CPU, {gpus:g} GPU) has room for {places}"
             )
         if cpus < self.num_workers * self.cpus_per_worker + self.extra_cpus:
             raise UserError(
                 f"{self.num_workers} worker(s) of {self.cpus_per_worker:g} CPU and "
                 f"{self.extra_cpus:g} CPU for {self.extra_for} are more than the cluster's "
-                f"{cpus:g} CPU: raise cluster.num_cpus or lower scaling.num_workers"
+                f"{cpus:g} CPU: raise cluster.num_cpus or lower {self.key}"
             )
 
     def _places(self, node: dict[str, float]) -> int:
@@ -108,10 +110,7 @@ def connect(
     # Ray runs workers at niceness 15. Where there are as many workers as cores, its own processes
     # then interrupt them, and with them, at the next all-reduce, all the others.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    if config.mode == "existing":
-        _require_token(config)
-    else:
-        ensure_token()
+    ensure_token(config if config.mode == "existing" else None)
 
     import ray
 
@@ -182,26 +181,23 @@ def set_up_worker_without_dashboard() -> None:
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def ensure_token() -> None:
-    """Makes a token for a fresh cluster, in this process's environment, unless there is one."""
-    if not _has_token():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+def ensure_token(joined: ClusterConfig | None = None) -> None:
+    """Makes a token for a fresh cluster, in this process's environment, unless there is one.
 
-
-def _has_token() -> bool:
-    """Whether Ray will find a token, or needs none because the user has switched tokens off."""
+    Raises:
+        UserError: If there is none for the cluster that is to be joined.
+    """
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return True
+        return  # The user switched it off.
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    return given or (Path.home() / ".ray" / "auth_token").exists()
-
-
-def _require_token(config: ClusterConfig) -> None:
-    if not _has_token():
+    if given or (Path.home() / ".ray" / "auth_token").exists():
+        return
+    if joined is not None:
         raise UserError(
-            f"cluster.address={config.address}: no token to join with; set RAY_AUTH_TOKEN or "
+            f"cluster.address={joined.address}: no token to join with; set RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_MODE=disabled for a cluster that asks for none)"
         )
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _start_local(config: ClusterConfig) -> None:

@@ -53,7 +53,9 @@ class Storage:
 
     def write_atomically(self, content: bytes) -> None:
         """Writes the file, with its directories: a reader sees all of it or what was there."""
-        part = Storage(self.filesystem, f"{self.path}.part", f"{self.uri}.part")
+        # A name of its own: another writer of the same file does not move a half of this one.
+        ending = f".{uuid.uuid4().hex[:8]}.part"
+        part = Storage(self.filesystem, self.path + ending, self.uri + ending)
         part.write_bytes(content)
         self.filesystem.move(part.path, self.path)
 
@@ -87,8 +89,8 @@ class Storage:
         copy_files(self.path, str(directory), source_filesystem=self.filesystem)
 
 
-def open_storage(path: str, retries: int = S3_RETRIES) -> Storage:
-    """Opens `storage.path` without touching it.
+def open_storage(path: str, retries: int = S3_RETRIES, key: str = "storage.path") -> Storage:
+    """Opens a directory or file without touching it.
 
     Endpoint, region and credentials come from the environment: `AWS_ENDPOINT_URL`, `AWS_REGION`,
     `AWS_ACCESS_KEY_ID`, ...; `GOOGLE_APPLICATION_CREDENTIALS`; `AZURE_STORAGE_ACCOUNT_NAME`, ...
@@ -96,6 +98,7 @@ def open_storage(path: str, retries: int = S3_RETRIES) -> Storage:
     Args:
         path: A directory or a URI.
         retries: How often a request to S3 is tried; Google's is tried for 3 s times as many.
+        key: The configuration key that the path comes from.
 
     Raises:
         UserError: If the scheme is unknown, its package is missing or its endpoint is malformed.
@@ -107,10 +110,10 @@ def open_storage(path: str, retries: int = S3_RETRIES) -> Storage:
         local = Path(path).expanduser().absolute()
         return Storage(fs.LocalFileSystem(), str(local), str(local))
     if scheme == "file":
-        return open_storage(rest, retries)
+        return open_storage(rest, retries, key)
     if scheme not in CLOUD_SCHEMES:
         allowed = ", ".join(f"{s}://" for s in CLOUD_SCHEMES)
-        raise UserError(f"storage.path={path}: must be a directory or start with {allowed}")
+        raise UserError(f"{key}={path}: must be a local path or start with {allowed}")
     rest = rest.strip("/")
     try:
         if scheme == "s3":
@@ -127,7 +130,7 @@ def open_storage(path: str, retries: int = S3_RETRIES) -> Storage:
         # adlfs takes account and key from AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
     except (ImportError, ValueError, OSError) as error:
-        raise UserError(f"storage.path={path}: cannot be opened: {error}") from None
+        raise UserError(f"{key}={path}: cannot be opened: {error}") from None
     return Storage(filesystem, rest, path.rstrip("/"))
 
 
@@ -153,7 +156,7 @@ def probe(path: str) -> None:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - each cloud's client has errors of its own
-        raise UserError(f"storage.path={path}: not writable: {_reason(error)}") from None
+        raise UserError(f"storage.path={path}: not writable: {reason_of(error)}") from None
     finally:
         for directory in made:
             if directory.is_dir():
@@ -165,6 +168,7 @@ def _missing_directories(path: Path) -> list[Path]:
     return [p for p in (path, *path.parents) if not p.exists()]
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What a storage's error says, in a line."""
     reason = getattr(error, "strerror", None) or str(error)
     return str(reason).splitlines()[0].split(". Detail:")[0]

@@ -14,25 +14,24 @@ def demand(cfg: Config) -> cluster.Demand:
     if cfg.action == "train":
         return cluster.Demand(cfg.scaling.num_workers, cfg.scaling.cpus_per_worker)
     if cfg.action == "score":
-        return cluster.Demand(cfg.score.num_actors, cfg.score.cpus_per_actor)
+        return cluster.Demand(
+            cfg.score.num_actors, cfg.score.cpus_per_actor, key="score.num_actors"
+        )
     return cluster.Demand(1, 1)
 
 
 def preflight(cfg: Config) -> None:
     """Everything that can be wrong without Ray: room, input, zones, storage, the run to resume."""
-    from data_preprocessing import output, reading, zones
+    from data_preprocessing import earlier, reading, zones
 
     cluster.check_planned(cfg.cluster, demand(cfg))
     if cfg.data.path is not None and cfg.action != "train":
         reading.find_files(cfg.data.path)
-    zones.load_zones(cfg.data.zones)
+    if cfg.action == "prepare":
+        zones.load_zones(cfg.data.zones)
     storage.probe(cfg.storage.path)
     runs = storage.open_storage(cfg.storage.path)
-    if cfg.action == "train":
-        output.find_dataset(cfg)
-    if cfg.action == "score":
-        output.find_bundle(cfg)
-    check_run(cfg.run, runs, cfg.locked(), snapshot=RECORD)
+    check_run(cfg.run, runs, earlier.locked(cfg), snapshot=RECORD)
 
 
 @config.main(Config, "data_preprocessing.conf", PROJECT, preflight)

@@ -47,7 +47,8 @@ class DataConfig:
     """A file, a directory or a glob of Parquet, CSV or JSON-lines files with the schema of New
     York's yellow-taxi trips; local, `s3://`, `gs://` or `abfs://`. null: generated trips."""
     zones: str | None
-    """CSV with the columns `LocationID` and `Borough`; null: the generated trips' zones."""
+    """CSV with the columns `LocationID` and `Borough`; null: the generated trips' zones. Scoring
+    takes the zones of the model."""
     num_rows: int
     """Trips to generate. At least 1000."""
     num_files: int
@@ -239,7 +240,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self.action in ACTIONS, "action", self.action, f"one of {', '.join(ACTIONS)}")
-        if self.data.zones is None and self.data.path is not None and self.action != "train":
+        if self.data.zones is None and self.data.path is not None and self.action == "prepare":
             raise UserError("data.zones=null: trips of your own need their table of zones")
         if self.dataset is not None and self.action != "train":
             raise UserError(f"dataset={self.dataset}: only with action=train")
@@ -254,7 +255,7 @@ class Config:
         }
 
     def locked(self) -> dict[str, Any]:
-        """What a run of the same name must not change."""
+        """What a run of the same name must not change; see also `output.locked`."""
         if self.action == "train":
             train = {"train": asdict(self.train)}
             del train["train"]["num_rounds"]
@@ -262,10 +263,7 @@ class Config:
         data = asdict(self.data)
         generated = ("num_rows", "num_files", "format", "broken_fraction", "seed")
         names = ["path", "zones"] if self.data.path is not None else generated
-        locked = {"data": {name: data[name] for name in (*names, "rows_per_unit")}}
-        if self.action == "score":
-            return locked | {"score": {"bundle": self.score.bundle}}
-        return locked | {"split": asdict(self.split), "features": asdict(self.features)}
+        return {"data": {name: data[name] for name in (*names, "rows_per_unit")}}
 
 
 def _is_day(text: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from data_preprocessing.config import CATEGORICAL, NUMERIC, FeaturesConfig
+from data_preprocessing.config import NUMERIC, FeaturesConfig
 from data_preprocessing.contract import DURATION_MIN, PICKUP
 
 LABEL = "duration_min"
@@ -30,20 +30,30 @@ HISTOGRAMS: dict[str, NDArray[np.float64]] = {
     "weekday": np.arange(8.0),
 }
 """Edges of the bins in the quality report; what lies beyond counts in the last bin."""
+VERSION = 1
+"""Of the preprocessor's state."""
 STATISTICS = {"kind": pl.String, "key": pl.Int64, "n": pl.Int64, "a": pl.Int64, "b": pl.Int64}
 """Schema of the counts of a chunk: what is counted, for which key, how many, and two sums."""
 OTHER = "other"
+ENDS = {"pickup": "PULocationID", "dropoff": "DOLocationID"}
+CATEGORIES = {
+    "vendor": "VendorID",
+    "ratecode": "RatecodeID",
+    **{f"{end}_borough": zone for end, zone in ENDS.items()},
+}
+"""The column that each categorical feature is made of."""
 
 
-def derive(trips: pl.DataFrame, boroughs: pl.DataFrame) -> pl.DataFrame:
+def derive(trips: pl.DataFrame) -> pl.DataFrame:
     """Adds what needs no fit to trips that keep the contract.
+
+    The label and the speed are null where the end of a trip is not known.
 
     Args:
         trips: The contract's columns.
-        boroughs: `zone` (Int64) and `borough` (Int64, its position in the list of boroughs).
     """
     hour, weekday = pl.col("hour"), pl.col("weekday")
-    trips = trips.with_columns(
+    return trips.with_columns(
         DURATION_MIN.alias(LABEL),
         hour=pl.col(PICKUP).dt.hour().cast(pl.Int64),
         weekday=pl.col(PICKUP).dt.weekday().cast(pl.Int64) - 1,
@@ -55,13 +65,7 @@ def derive(trips: pl.DataFrame, boroughs: pl.DataFrame) -> pl.DataFrame:
         weekday_sin=(weekday * (2 * math.pi / 7)).sin(),
         weekday_cos=(weekday * (2 * math.pi / 7)).cos(),
         is_weekend=(weekday >= 5).cast(pl.Float64),
-        vendor=pl.col("VendorID"),
-        ratecode=pl.col("RatecodeID").cast(pl.Int64),
     )
-    for side, zone in (("pickup", "PULocationID"), ("dropoff", "DOLocationID")):
-        table = boroughs.rename({"zone": zone, "borough": f"{side}_borough"})
-        trips = trips.join(table, on=zone, how="left", maintain_order="left")
-    return trips
 
 
 def count(train: pl.DataFrame) -> pl.DataFrame:
@@ -81,8 +85,9 @@ def count(train: pl.DataFrame) -> pl.DataFrame:
             a = int(_fixed(value).sum() or 0)
             b = int(_fixed(value * value).sum() or 0)
             found.append(row(f"moments:{name}", 0, value.len(), a, b))
-    for name in CATEGORICAL:
-        counts = train.group_by(key=pl.col(name)).agg(pl.len().alias("n")).drop_nulls()
+    for name in ("vendor", "ratecode"):  # Boroughs are counted by their zones.
+        key = pl.col(CATEGORIES[name])
+        counts = train.group_by(key=key).agg(pl.len().alias("n")).drop_nulls()
         found.append(_statistics(f"category:{name}", counts))
     return pl.concat(found)
 
@@ -96,6 +101,12 @@ def histograms(trips: pl.DataFrame) -> pl.DataFrame:
         counts = pl.DataFrame({"key": np.arange(len(bins)), "n": bins})
         found.append(_statistics(f"histogram:{name}", counts))
     return pl.concat(found)
+
+
+def days(trips: pl.DataFrame) -> pl.DataFrame:
+    """Rows by day of pick-up, in days since 1970; schema `STATISTICS`."""
+    day = pl.col(PICKUP).dt.epoch("d").cast(pl.Int64)
+    return _statistics("day", trips.group_by(key=day).agg(pl.len().alias("n")))
 
 
 def row(kind: str, key: int, n: int, a: int = 0, b: int = 0) -> pl.DataFrame:
@@ -123,11 +134,25 @@ def _fixed(value: Any) -> Any:
 class Preprocessor:
     """What was fitted on the training rows; turns derived trips into features.
 
-    It is all in `state`, plain JSON, so that a server can apply it without this code's Ray side.
+    It is all in `state`, plain JSON, with the zones and their boroughs: a server can apply it
+    without this code's Ray side.
     """
 
     def __init__(self, state: dict[str, Any]):
+        """Takes a fitted state.
+
+        Raises:
+            ValueError: If it is of another version.
+        """
+        if state.get("version") != VERSION:
+            raise ValueError(f"version is {state.get('version')}, this code reads {VERSION}")
         self.state = state
+        zones = [[int(zone), borough] for zone, borough in state["zones"].items()]
+        boroughs = pl.DataFrame(zones, {"zone": pl.Int64, "borough": pl.String}, orient="row")
+        self._boroughs = [
+            boroughs.rename({"zone": zone, "borough": f"{end}_borough"})
+            for end, zone in ENDS.items()
+        ]
         hours = [[int(key), *values] for key, values in state["pickup_hour"].items()]
         self._pickup_hour = pl.DataFrame(
             hours,
@@ -139,24 +164,24 @@ class Preprocessor:
             },
             orient="row",
         )
-        self._zones = {
-            side: pl.DataFrame(
-                [[int(zone), value] for zone, value in state[side].items()],
-                schema={zone_column: pl.Int64, f"{side}_minutes": pl.Float64},
+        self._zone_minutes = [
+            pl.DataFrame(
+                [[int(key), value] for key, value in state[end].items()],
+                schema={zone: pl.Int64, f"{end}_minutes": pl.Float64},
                 orient="row",
             )
-            for side, zone_column in (("pickup", "PULocationID"), ("dropoff", "DOLocationID"))
-        }
+            for end, zone in ENDS.items()
+        ]
 
     @classmethod
     def fit(
-        cls, statistics: pl.DataFrame, boroughs: list[str], config: FeaturesConfig
+        cls, statistics: pl.DataFrame, zones: dict[int, str], config: FeaturesConfig
     ) -> "Preprocessor":
         """Fits encodings, scales and categories.
 
         Args:
             statistics: Of all training rows (`add_up` of `count`).
-            boroughs: Names of the boroughs, in the order of their numbers.
+            zones: The borough of each zone.
             config: Which features, and how much a zone's own mean counts.
         """
         kinds = {kind: group for (kind,), group in statistics.group_by("kind")}
@@ -165,16 +190,20 @@ class Preprocessor:
         pickup = hours.group_by(pl.col("key") // 24).agg(sums).sort("key")
         dropoff = kinds["dropoff"].sort("key")
         num_rows, all_minutes, all_miles = (int(dropoff[name].sum()) for name in ("n", "a", "b"))
-        mean_minutes = all_minutes / num_rows / SCALE
-        mean_mph = all_miles / all_minutes * 60
+        mean_minutes, mean_miles = (s / num_rows / SCALE for s in (all_minutes, all_miles))
+        mean_mph = mean_miles / mean_minutes * 60
+        weight = config.smoothing
 
         def smoothed(n: int, minutes: int) -> float:
-            weight = config.smoothing
             return float((minutes / SCALE + weight * mean_minutes) / (n + weight))
+
+        def smoothed_mph(minutes: int, miles: int) -> float:
+            hours = (max(minutes, 1) / SCALE + weight * mean_minutes) / 60
+            return float((miles / SCALE + weight * mean_miles) / hours)
 
         pickup_hour: dict[str, list[float]] = {}
         for _, key, n, minutes, miles in hours.select(list(STATISTICS)).iter_rows():
-            mph = miles / minutes * 60
+            mph = smoothed_mph(minutes, miles)
             pickup_hour[str(key)] = [smoothed(n, minutes), mph, math.log1p(n)]
         encoded: dict[str, dict[str, float]] = {
             side: {
@@ -205,19 +234,20 @@ class Preprocessor:
             scales[name] = [mean, math.sqrt(variance) or 1.0]
         labels = kinds["label"].sort("key")
         middle = int((labels["n"].cum_sum() * 2 >= labels["n"].sum()).arg_max() or 0)
-        categories: dict[str, list[int]] = {}
-        for name in config.categorical:
-            found = kinds.get(f"category:{name}")
-            categories[name] = sorted(found["key"].to_list()) if found is not None else []
+        seen = {f"{end}_borough": {zones[int(z)] for z in encoded[end]} for end in ENDS}
+        for name in ("vendor", "ratecode"):
+            seen[name] = (
+                set(kinds[f"category:{name}"]["key"]) if f"category:{name}" in kinds else set()
+            )
         return cls(
             {
-                "version": 1,
+                "version": VERSION,
                 "label": LABEL,
                 # To a tenth of a minute: what a model has to beat.
                 "label_median": labels["key"][middle] / 10 + 0.05,
-                "boroughs": boroughs,
+                "zones": {str(zone): borough for zone, borough in zones.items()},
                 "scales": scales,
-                "categories": categories,
+                "categories": {name: sorted(seen[name]) for name in config.categorical},
                 "pickup_hour": pickup_hour,
                 **encoded,
                 "unseen": {"minutes": mean_minutes, "mph": mean_mph, "log_trips": 0.0},
@@ -235,11 +265,13 @@ class Preprocessor:
         return [*self.state["scales"], *hot]
 
     def transform(self, derived: pl.DataFrame) -> pl.DataFrame:
-        """Features of derived trips, float32, in the order of `features`."""
+        """Features of derived trips, float32, in the order of `features`; rows keep theirs."""
         unseen = self.state["unseen"]
         key = pl.col("PULocationID") * 24 + pl.col("hour")
-        trips = derived.with_columns(pickup_hour=key)
-        for table in (self._pickup_hour, *self._zones.values()):
+        trips = derived.with_columns(
+            pickup_hour=key, vendor=pl.col("VendorID"), ratecode=pl.col("RatecodeID")
+        )
+        for table in (self._pickup_hour, *self._zone_minutes, *self._boroughs):
             trips = trips.join(table, on=table.columns[0], how="left", maintain_order="left")
         fill = {name: mean for name, (mean, _) in self.state["scales"].items()}
         for name in fill:  # A zone without training rows is like all of them together.

@@ -19,20 +19,17 @@ import errno
 import hashlib
 import io
 import json
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
-from ray_shared.bundle import BundleError, read_bundle
+import pyarrow.parquet as pq
 from ray_shared.errors import UserError
-from ray_shared.storage import Storage, open_storage
+from ray_shared.storage import Storage
 
-from data_preprocessing.config import Config
-from data_preprocessing.features import LABEL, add_up
+from data_preprocessing.features import add_up
 from data_preprocessing.reading import InputFile, Unit
 
 MANIFEST = "manifest.json"
@@ -56,7 +53,7 @@ class Attempt:
     def finished(self, stage: str) -> set[str]:
         """Names of the units that a stage (`scan`, `done` or `scored`) has finished."""
         names = self.directory.child(stage).names()
-        return {name.partition(".")[0] for name in names if not name.endswith(".part")}
+        return {name.partition(".")[0] for name in names if not is_part(name)}
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the attempt."""
@@ -67,6 +64,11 @@ class Attempt:
         self.directory.child(name).write_atomically(json.dumps(content, indent=1).encode())
 
 
+def is_part(name: str) -> bool:
+    """Whether a file was being written when its writer died."""
+    return name.endswith(".part")
+
+
 def open_attempt(run_dir: Storage, plan: dict[str, Any]) -> tuple[Attempt, bool]:
     """The attempt to work on, and whether it goes on with one that was interrupted.
 
@@ -75,10 +77,11 @@ def open_attempt(run_dir: Storage, plan: dict[str, Any]) -> tuple[Attempt, bool]
     committed = (read_manifest(run_dir) or {}).get("attempt")
     numbers = [0]
     for name in run_dir.names():
-        if not name.startswith(ATTEMPT):
+        number = name.removeprefix(ATTEMPT)
+        if not name.startswith(ATTEMPT) or not number.isdecimal():
             continue
         attempt = Attempt(run_dir, name)
-        numbers.append(int(name.removeprefix(ATTEMPT)))
+        numbers.append(int(number))
         if name == committed:
             continue
         if attempt.directory.child("plan.json").exists() and attempt.read_json("plan.json") == plan:
@@ -92,6 +95,7 @@ def open_attempt(run_dir: Storage, plan: dict[str, Any]) -> tuple[Attempt, bool]
 def plan_of(files: list[InputFile], units: list[Unit], settings: dict[str, Any]) -> dict[str, Any]:
     """What an attempt is about, as JSON: equal plans give equal output."""
     plan = {
+        "format_version": FORMAT_VERSION,
         "settings": settings,
         "files": [asdict(file) for file in files],
         "units": [[u.index, u.file.index, u.first_row, u.row_groups] for u in units],
@@ -115,12 +119,17 @@ def read_parquet(file: Storage, columns: list[str] | None = None) -> pl.DataFram
     return pl.read_parquet(io.BytesIO(file.read_bytes()), columns=columns)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def told(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Runs a task's work; a full disk comes back as a row, which Ray does not wrap or repeat."""
     try:
         return {**work(), "failed": None}
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             return {"unit": -1, "rows": 0, "bad": 0, "failed": str(error)}
         raise
 
@@ -134,9 +143,23 @@ def collect(units: list[Unit], attempt: Attempt) -> tuple[pl.DataFrame, dict[int
         for unit in units
         if f"{unit.name}.json" in names
     }
-    good = [unit for unit in units if unit.file.index not in damaged]
-    found = [read_parquet(directory.child(f"{unit.name}.parquet")) for unit in good]
-    return add_up(found), damaged
+    total = add_up([])
+    for unit in units:
+        if unit.file.index not in damaged:
+            total = add_up([total, read_parquet(directory.child(f"{unit.name}.parquet"))])
+    return total, damaged
+
+
+def quarantine_files(units: list[Unit], attempt: Attempt) -> list[dict[str, Any]]:
+    """The quarantine files of these units, with the rows that are in each, by its own footer."""
+    directory, names = attempt.directory.child("quarantine"), {unit.name for unit in units}
+    found = []
+    for name in directory.names():
+        if name.rpartition("-")[0] in names and not is_part(name):
+            with directory.filesystem.open_input_file(f"{directory.path}/{name}") as stream:
+                rows = pq.read_metadata(stream).num_rows
+            found.append({"path": f"quarantine/{name}", "rows": rows})
+    return found
 
 
 def commit(attempt: Attempt, content: dict[str, Any]) -> Storage:
@@ -149,8 +172,7 @@ def commit(attempt: Attempt, content: dict[str, Any]) -> Storage:
     Returns:
         The manifest.
     """
-    made = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    head = {"format_version": FORMAT_VERSION, "attempt": attempt.name, "made": made}
+    head = {"format_version": FORMAT_VERSION, "attempt": attempt.name, "made": _now()}
     manifest = attempt.run_dir.child(MANIFEST)
     manifest.write_atomically(json.dumps(head | content, indent=1).encode())
     for name in attempt.run_dir.names():
@@ -161,9 +183,14 @@ def commit(attempt: Attempt, content: dict[str, Any]) -> Storage:
 
 def commit_model(run_dir: Storage, metrics: dict[str, Any]) -> None:
     """Says that a training run is complete, where `newest_run` looks for it."""
-    made = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    content = {"format_version": FORMAT_VERSION, "kind": "model", "made": made, "metrics": metrics}
+    head = {"format_version": FORMAT_VERSION, "kind": "model", "made": _now()}
+    content = head | {"metrics": metrics}
     run_dir.child(MANIFEST).write_atomically(json.dumps(content, indent=1).encode())
+
+
+def _now() -> str:
+    """The time in UTC, such that later texts are greater."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def read_manifest(run_dir: Storage) -> dict[str, Any] | None:
@@ -177,74 +204,12 @@ def read_manifest(run_dir: Storage) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = json.loads(file.read_bytes())
-        version = content["format_version"]
+        version, _, _ = content["format_version"], content["kind"], content["made"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file.uri}: damaged; remove it to do without") from None
     if version != FORMAT_VERSION:
         raise UserError(f"{file.uri}: format_version is {version}, this code reads 1")
     return content
-
-
-def newest_run(storage: Storage, kind: str, key: str) -> Storage:
-    """The run that was completed last.
-
-    Args:
-        storage: The directory of all runs.
-        kind: What its manifest says it is: `features`, `model` or `predictions`.
-        key: The configuration key that would name one.
-
-    Raises:
-        UserError: If there is none.
-    """
-    found = []
-    for name in storage.names():
-        manifest = read_manifest(storage.child(name))
-        if manifest is not None and manifest["kind"] == kind:
-            found.append((manifest["made"], name))
-    if not found:
-        action = {"features": "prepare", "model": "train"}[kind]
-        raise UserError(f"{key}=null: no finished run of action={action} in {storage.uri}")
-    return storage.child(max(found)[1])
-
-
-def find_dataset(config: Config) -> tuple[Storage, dict[str, Any]]:
-    """The prepared run to train on, and its manifest.
-
-    Raises:
-        UserError: If there is none.
-    """
-    if config.dataset is None:
-        dataset = newest_run(open_storage(config.storage.path), "features", "dataset")
-    else:
-        dataset = open_storage(config.dataset)
-    manifest = read_manifest(dataset)
-    if manifest is None or manifest["kind"] != "features":
-        raise UserError(f"dataset={config.dataset}: must be the directory of a prepared run")
-    return dataset, manifest
-
-
-def find_bundle(config: Config) -> Storage:
-    """The bundle to score with: the one that is named, or the newest.
-
-    Raises:
-        UserError: If there is none, if it is damaged, or of another project.
-    """
-    if config.score.bundle is not None:
-        bundle = open_storage(config.score.bundle)
-    else:
-        runs = open_storage(config.storage.path)
-        bundle = newest_run(runs, "model", "score.bundle").child("bundle")
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            bundle.download(Path(directory))
-            described = read_bundle(Path(directory))
-    except FileNotFoundError:
-        raise UserError(f"score.bundle={bundle.uri}: no such directory") from None
-    except BundleError as error:
-        raise UserError(f"score.bundle: {error}") from None
-    if described.framework != "xgboost" or described.model.get("label") != LABEL:
-        raise UserError(f"score.bundle={bundle.uri}: not a model of trip durations")
-    return bundle
 
 
 def feature_files(run_dir: Storage, manifest: dict[str, Any], split: str) -> list[str]:

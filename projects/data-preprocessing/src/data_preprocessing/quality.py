@@ -4,6 +4,7 @@ The report is one HTML page without scripts, which a browser opens from disk.
 """
 
 import html
+from datetime import date, timedelta
 from pathlib import Path
 from string import Template
 
@@ -45,7 +46,7 @@ def check_quality(config: Config, counts: Counts) -> None:
 
     Raises:
         JobError: If it is worse than `quality` allows.
-        UserError: If a split has no rows.
+        UserError: If no row can be read.
     """
     quality = config.quality
     if len(counts.unreadable) > quality.max_bad_files:
@@ -57,10 +58,25 @@ def check_quality(config: Config, counts: Counts) -> None:
             f"{counts.bad_fraction:.1%} of the rows break the contract, more than "
             f"quality.max_bad_fraction={quality.max_bad_fraction:g}: {counts.shown_reasons()}"
         )
+    if not counts.rows_in:
+        raise UserError(f"data.path={config.data.path}: there is no row in any of its files")
+
+
+def check_splits(config: Config, counts: Counts, statistics: pl.DataFrame) -> None:
+    """Stops where there would be nothing to train on, or to test with.
+
+    Raises:
+        UserError: If a split has no rows.
+    """
     for split, key in (("train", "val_from"), ("val", "test_from"), ("test", "test_from")):
         if not counts.splits[split]:
-            value = getattr(config.split, key)
-            raise UserError(f"split.{key}={value}: leaves no row for {split}; choose another day")
+            value, days = (
+                getattr(config.split, key),
+                statistics.filter(pl.col("kind") == "day")["key"],
+            )
+            first, last = (date(1970, 1, 1) + timedelta(int(d)) for d in (days.min(), days.max()))
+            there = f"the trips are of {first} to {last}"
+            raise UserError(f"split.{key}={value}: leaves no row for {split}: {there}")
 
 
 def write_page(

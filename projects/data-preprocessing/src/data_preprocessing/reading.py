@@ -4,20 +4,20 @@ A *unit* is what one task reads, and what a run that was killed does again: some
 Parquet file, or a whole CSV or JSON-lines file. Nobody ever holds more than a *chunk* of it.
 """
 
+import csv
 import fnmatch
-import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from pyarrow import fs
 from ray_shared.errors import UserError
-from ray_shared.storage import Storage, open_storage
+from ray_shared.storage import Storage, open_storage, reason_of
 
+from data_preprocessing import text
 from data_preprocessing.contract import COLUMNS
 
 FORMATS = {
@@ -27,8 +27,15 @@ FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
-TEXT_BLOCK = 32 << 20
-"""Bytes of a text file that are read at a time."""
+COMPRESSED = ".gz"
+"""Ending of text files that are decompressed while they are read."""
+CHUNK_ROWS = 250_000
+"""Rows of a Parquet file that are read at a time."""
+Chunks = Iterator[pl.DataFrame]
+
+
+DAMAGE = (pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError, csv.Error, OSError)
+"""What reading a damaged file raises."""
 
 
 class UnreadableFileError(Exception):
@@ -50,7 +57,7 @@ class InputFile:
     @property
     def format(self) -> str:
         """`parquet`, `csv` or `jsonl`, by the file's ending."""
-        return FORMATS["." + self.path.rpartition(".")[2].lower()]
+        return FORMATS[_ending(self.path)]
 
 
 @dataclass(frozen=True)
@@ -70,33 +77,32 @@ class Unit:
         return f"unit-{self.index:06d}"
 
 
-def find_files(path: str, key: str = "data.path") -> list[InputFile]:
+def find_files(path: str) -> list[InputFile]:
     """The input files, sorted by path.
 
     Args:
-        path: A file, a directory or a glob; local or with a scheme.
-        key: The configuration key that it comes from.
+        path: `data.path`: a file, a directory or a glob; local or with a scheme.
 
     Raises:
         UserError: If nothing matches, a file is empty, or the filesystem refuses.
     """
     pattern = any(c in path for c in "*?[")
     base = path[: min(path.find(c) for c in "*?[" if c in path)] if pattern else path
-    base = base.rpartition("/")[0] or "." if pattern else base
-    storage = open_storage(base, retries=2)
+    if pattern:
+        base = base.rpartition("/")[0] or ("/" if base.startswith("/") else ".")
+    storage = open_storage(base, retries=2, key="data.path")
     try:
         found = _list(storage, pattern=_absolute(path, storage) if pattern else None)
     except OSError as error:
-        reason = str(error).splitlines()[0].split(". Detail:")[0]
-        raise UserError(f"{key}={path}: cannot be read: {reason}") from None
+        raise UserError(f"data.path={path}: cannot be read: {reason_of(error)}") from None
     known = ", ".join(FORMATS)
     if not found:
-        raise UserError(f"{key}={path}: no file matches (of the kinds {known})")
+        raise UserError(f"data.path={path}: no file matches (of the kinds {known})")
     scheme = path.partition("://")[0] + "://" if "://" in path else ""
     files: list[InputFile] = []
     for info in found:
         if info.size == 0:
-            raise UserError(f"{scheme}{info.path}: is empty; remove it from {key}={path}")
+            raise UserError(f"{scheme}{info.path}: is empty; remove it from data.path={path}")
         files.append(
             InputFile(len(files), scheme + info.path, info.path, info.size, str(info.mtime_ns))
         )
@@ -112,8 +118,16 @@ def _list(storage: Storage, pattern: str | None) -> list[fs.FileInfo]:
         infos = storage.filesystem.get_file_info(selector)
         found = [i for i in infos if i.type == fs.FileType.File and _readable(i.path)]
     if pattern is not None:
-        found = [info for info in found if fnmatch.fnmatchcase(info.path, pattern)]
+        found = [info for info in found if _matches(info.path, pattern)]
     return sorted(found, key=lambda info: info.path)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a path matches part by part: a `*` stays within its directory, `**` does not."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(path, pattern)
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def _absolute(pattern: str, base: Storage) -> str:
@@ -123,12 +137,19 @@ def _absolute(pattern: str, base: Storage) -> str:
         return tail
     wildcard = min(tail.find(c) for c in "*?[" if c in tail)
     name = tail[tail.rfind("/", 0, wildcard) + 1 :]
-    return f"{base.path}/{name}"
+    return f"{base.path.rstrip('/')}/{name}"
 
 
 def _readable(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return "." + name.rpartition(".")[2].lower() in FORMATS and not name.startswith((".", "_"))
+    ending = _ending(path)
+    if ending == ".parquet" and path.lower().endswith(COMPRESSED):
+        return False
+    return ending in FORMATS and not path.rpartition("/")[2].startswith((".", "_"))
+
+
+def _ending(path: str) -> str:
+    name = path.rpartition("/")[2].lower().removesuffix(COMPRESSED)
+    return "." + name.rpartition(".")[2]
 
 
 def cut(
@@ -146,10 +167,9 @@ def cut(
             units.append(Unit(len(units), file, 0))
             continue
         try:
-            with filesystem.open_input_file(file.path) as stream:
-                footer = pq.read_metadata(stream)
+            footer = _footer(file, filesystem)
         except (pa.ArrowException, OSError) as error:
-            _raise_if_out_of_reach(error, file, filesystem)
+            _raise_if_out_of_reach(error, file, filesystem, partial(_footer, file, filesystem))
             unreadable.append((file, str(error).splitlines()[0]))
             continue
         groups: list[int] = []
@@ -166,84 +186,61 @@ def cut(
     return units, unreadable
 
 
+def _footer(file: InputFile, filesystem: fs.FileSystem) -> pq.FileMetaData:
+    with filesystem.open_input_file(file.path) as stream:
+        return pq.read_metadata(stream)
+
+
 def read_chunks(unit: Unit, filesystem: fs.FileSystem) -> Iterator[tuple[int, pl.DataFrame]]:
     """Reads a unit: position of a chunk's first row in the file, and the chunk.
 
     Raises:
         UnreadableFileError: If the file is damaged.
     """
-    read = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}[unit.file.format]
+    read = {"parquet": _read_parquet, "csv": _read_text, "jsonl": _read_text}[unit.file.format]
     row = unit.first_row
     try:
         for chunk in read(unit, filesystem):
             yield row, chunk
             row += chunk.height
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
-        _raise_if_out_of_reach(error, unit.file, filesystem)
+    except DAMAGE as error:
+        _raise_if_out_of_reach(
+            error, unit.file, filesystem, lambda: all(True for _ in read(unit, filesystem))
+        )
         raise UnreadableFileError(f"{unit.file.uri}: {str(error).splitlines()[0]}") from None
 
 
-def _raise_if_out_of_reach(error: Exception, file: InputFile, filesystem: fs.FileSystem) -> None:
+def _raise_if_out_of_reach(
+    error: Exception, file: InputFile, filesystem: fs.FileSystem, again: Callable[[], object]
+) -> None:
     """Tells a damaged file from a storage that fails: pyarrow raises `OSError` for both.
 
-    A file whose bytes can all be read, and still not be understood, is damaged.
+    A file that cannot be understood the second time either, and whose bytes can all be read, is
+    damaged.
     """
-    if isinstance(error, OSError):
-        with filesystem.open_input_stream(file.path) as stream:
-            while stream.read(TEXT_BLOCK):
+    if not isinstance(error, OSError):
+        return
+    try:
+        again()
+    except DAMAGE:
+        with filesystem.open_input_file(file.path) as stream:
+            while stream.read(text.BLOCK):
                 pass
+    else:
+        raise error  # The storage failed for a moment: nothing is wrong with the file.
 
 
-def _read_parquet(unit: Unit, filesystem: fs.FileSystem) -> Iterator[pl.DataFrame]:
+def _read_parquet(unit: Unit, filesystem: fs.FileSystem) -> Chunks:
     with filesystem.open_input_file(unit.file.path) as stream:
         file = pq.ParquetFile(stream)
         names = [name for name in COLUMNS if name in file.schema_arrow.names]
-        for group in unit.row_groups or range(file.num_row_groups):
-            # One thread: there are as many tasks as CPUs.
-            table = file.read_row_group(group, columns=names, use_threads=False)
-            yield pl.DataFrame(pl.from_arrow(table))
+        groups = list(unit.row_groups or range(file.num_row_groups))
+        # One thread: there are as many tasks as CPUs.
+        for batch in file.iter_batches(CHUNK_ROWS, groups, names, use_threads=False):
+            yield pl.DataFrame(pl.from_arrow(batch))
 
 
-def _read_csv(unit: Unit, filesystem: fs.FileSystem) -> Iterator[pl.DataFrame]:
+def _read_text(unit: Unit, filesystem: fs.FileSystem) -> Chunks:
+    read = {"csv": text.read_csv, "jsonl": text.read_jsonl}[unit.file.format]
     with filesystem.open_input_stream(unit.file.path) as stream:
-        # Every column as text: what a value should be is the contract's business.
-        header, rest = _header(stream)
-        names = header.decode("utf-8-sig").strip().split(",")
-        for block in _lines(stream, rest):
-            yield pl.read_csv(
-                io.BytesIO(block),
-                has_header=False,
-                new_columns=[name.strip('"') for name in names],
-                infer_schema=False,
-            )
-
-
-def _read_jsonl(unit: Unit, filesystem: fs.FileSystem) -> Iterator[pl.DataFrame]:
-    names: list[str] | None = None
-    with filesystem.open_input_stream(unit.file.path) as stream:
-        for block in _lines(stream, b""):
-            if (
-                names is None
-            ):  # A writer may leave a null out; a column that the file lacks, always.
-                names = [name for name in COLUMNS if f'"{name}"'.encode() in block]
-            yield pl.read_ndjson(io.BytesIO(block), schema=dict.fromkeys(names, pl.String))
-
-
-def _header(stream: Any) -> tuple[bytes, bytes]:
-    content = b""
-    while b"\n" not in content and (more := stream.read(1 << 16)):
-        content += more
-    header, _, rest = content.partition(b"\n")
-    return header, rest
-
-
-def _lines(stream: Any, rest: bytes) -> Iterator[bytes]:
-    """Blocks of whole lines."""
-    while more := stream.read(TEXT_BLOCK):
-        content = rest + more
-        end = content.rfind(b"\n") + 1
-        rest = content[end:]
-        if end:
-            yield content[:end]
-    if rest.strip():
-        yield rest
+        yield from read(stream)

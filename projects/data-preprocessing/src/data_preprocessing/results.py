@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import psutil
-from ray_shared.errors import UserError
+from ray.data.exceptions import RayDataUserCodeException, SystemException
+from ray.exceptions import RayError
+from ray_shared.errors import JobError, UserError
 from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.storage import Storage
 
 from data_preprocessing.contract import REASONS
-from data_preprocessing.output import SPLITS
+from data_preprocessing.output import SPLITS, is_full
 from data_preprocessing.reading import InputFile, Unit
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SHOW_EVERY_S = 2.0
 SAMPLE_EVERY_S = 0.25
+FULL = "storage.path: {}; what was there before is still whole"
 STAGES = {"scan": "checked", "done": "written", "scored": "scored"}
 """What has happened to the rows of a stage."""
 
@@ -38,6 +41,8 @@ class Counts:
     """Rows that keep the contract, by split."""
     unreadable: list[tuple[InputFile, str]]
     """Files in quarantine as a whole, with the reason; nobody knows how many rows they had."""
+    rows_in: int
+    """Rows of all files that could be read."""
 
     @classmethod
     def of(cls, statistics: pl.DataFrame, unreadable: list[tuple[InputFile, str]]) -> "Counts":
@@ -49,7 +54,8 @@ class Counts:
             return {name: found.get(number, 0) for number, name in enumerate(names)}
 
         reasons = {r: n for r, n in counted("reason", REASONS).items() if n}
-        return cls(reasons, counted("split", SPLITS), unreadable)
+        (rows_in,) = counted("read", ("rows",)).values()
+        return cls(reasons, counted("split", SPLITS), unreadable, rows_in)
 
     @property
     def rows_quarantined(self) -> int:
@@ -60,11 +66,6 @@ class Counts:
     def rows_out(self) -> int:
         """Rows that keep it."""
         return sum(self.splits.values())
-
-    @property
-    def rows_in(self) -> int:
-        """Rows of all files that could be read."""
-        return self.rows_out + self.rows_quarantined
 
     @property
     def bad_fraction(self) -> float:
@@ -119,6 +120,46 @@ class Progress:
             )
 
 
+def check_balance(
+    counts: Counts, written: list[dict[str, Any]], rejected: list[dict[str, Any]]
+) -> None:
+    """Checks that the rows that were read are the rows of the files that were written.
+
+    Args:
+        counts: What the first pass counted.
+        written: The files of rows that keep the contract, with `rows`.
+        rejected: The files of quarantine, with `rows`.
+
+    Raises:
+        JobError: If a row was lost or doubled.
+    """
+    rows_out, rows_quarantined = (sum(f["rows"] for f in files) for files in (written, rejected))
+    if counts.rows_in != rows_out + rows_quarantined:
+        raise JobError(
+            f"{counts.rows_in:,} rows were read, but {rows_out:,} written and {rows_quarantined:,} "
+            "quarantined: the input changed while it was read, or this is a bug"
+        )
+
+
+def named(unreadable: list[tuple[InputFile, str]]) -> list[dict[str, str]]:
+    """Files that cannot be read, as a manifest lists them."""
+    return [{"uri": file.uri, "reason": why} for file, why in unreadable]
+
+
+@contextmanager
+def task_errors() -> Iterator[None]:
+    """Says in a sentence what ended a task for good.
+
+    Raises:
+        JobError: If Ray gave a task up.
+    """
+    try:
+        yield
+    except (RayError, RayDataUserCodeException, SystemException) as error:
+        cause = error.__cause__ or error
+        raise JobError(f"a task failed: {str(cause).strip().splitlines()[-1]}") from error
+
+
 def raise_if_failed(row: dict[str, Any]) -> None:
     """Ends the job if a task found the disk full.
 
@@ -126,7 +167,7 @@ def raise_if_failed(row: dict[str, Any]) -> None:
         UserError: With the file's name.
     """
     if row["failed"] is not None:
-        raise UserError(f"storage.path: {row['failed']}; what was there before is still whole")
+        raise UserError(FULL.format(row["failed"]))
 
 
 @contextmanager
@@ -138,6 +179,10 @@ def recorded(tracker: "Tracker", report: Report, run_dir: Storage) -> Iterator[N
         try:
             yield
             status = "ok"
+        except OSError as error:
+            if is_full(error):
+                raise UserError(FULL.format(error)) from None
+            raise
         finally:
             seconds = time.perf_counter() - started
             report.metrics["peak_rss_mb"] = round(memory.peak_bytes / 2**20)

@@ -9,10 +9,11 @@ writes the same file again.
 Source: https://docs.ray.io/en/releases-2.60.0/data/batch_inference.html
 """
 
+import math
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import ray
@@ -22,52 +23,85 @@ from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 
-from data_preprocessing import output, pipeline, reading, results
+from data_preprocessing import earlier, output, pipeline, reading, results
+from data_preprocessing.chunks import Work, checked_chunks, quarantine
 from data_preprocessing.config import PROJECT, Config
+from data_preprocessing.contract import MAX_DURATION_MIN
 from data_preprocessing.features import LABEL, TRACE, Preprocessor, derive
-from data_preprocessing.pipeline import Row, Work
-from data_preprocessing.reading import UnreadableFileError
-from data_preprocessing.zones import load_zones
+from data_preprocessing.pipeline import Row
+from data_preprocessing.quality import check_quality
+from data_preprocessing.reading import InputFile, Unit, UnreadableFileError
 
 
 def score(config: Config, report: Report) -> None:
-    """`action=score`: predictions for raw trips, on the connected cluster; fills `report`."""
+    """`action=score`: predictions for raw trips, on the connected cluster; fills `report`.
+
+    Raises:
+        UserError: If nothing can be made of the input, or the disk is full.
+        JobError: If too much of the input breaks the contract.
+    """
     # Here, because the tasks import this module, too, and Ray Train takes seconds.
     from ray_shared.tracking import Tracker
 
     name = run_name(config.run, PROJECT)
     run_dir = open_storage(config.storage.path).child(name)
-    bundle = output.find_bundle(config)
-    record_run(run_dir, config.locked())
+    bundle, locked = earlier.find_bundle(config), earlier.locked(config)
+    record_run(run_dir, locked)
     tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
     tracker.start(report.config)
     pipeline.configure()
     with results.recorded(tracker, report, run_dir), report.timed("job_s"):
         files, source = pipeline.find_input(config, run_dir)
         units, unreadable = reading.cut(files, source.filesystem, config.data.rows_per_unit)
-        settings = config.locked() | {"bundle": bundle.uri}
-        attempt, resumed = output.open_attempt(run_dir, output.plan_of(files, units, settings))
+        attempt, resumed = output.open_attempt(run_dir, output.plan_of(files, units, locked))
         results.show_plan(run_dir, files, units, resumed)
-        zones = load_zones(config.data.zones)
-        work = Work({u.index: u for u in units}, source, attempt, zones, "", "")
-
+        zones = earlier.read_model_bundle(bundle).preprocessor["zones"]
+        work = Work(
+            {unit.index: unit for unit in units},
+            source,
+            attempt,
+            {int(zone): borough for zone, borough in zones.items()},
+        )
+        limit = config.failure.max_failures
         actors = {
             "fn_constructor_kwargs": {"work": work, "bundle": bundle},
             "compute": ray.data.ActorPoolStrategy(size=config.score.num_actors),
             # Less than a CPU each, so that there is room for whatever else Ray Data runs.
             "num_cpus": config.score.cpus_per_actor,
+            "max_restarts": limit,
+            "max_task_retries": limit,
         }
-        pipeline.run_stage("scored", Scorer, units, work, tracker, report, **actors)
-        written = [attempt.read_json(f"scored/{unit.name}.json") for unit in units]
-        counts = {key: sum(w[key] for w in written) for key in ("rows_in", "rows_out", "squares")}
-        rmse = (counts.pop("squares") / max(counts["rows_out"], 1)) ** 0.5
-        rejected = counts["rows_in"] - counts["rows_out"]
-        report.metrics |= counts | {"rows_quarantined": rejected, "rmse": rmse}
-        report.metrics["files_quarantined"] = len(unreadable) + sum("why" in w for w in written)
-        paths = [w["file"] for w in written if w["file"] is not None]
-        content = {"kind": "predictions", "rows": report.metrics, "files": paths}
-        report.artifacts |= {"bundle": bundle.uri, "manifest": output.commit(attempt, content).uri}
+        pipeline.Stages(config, work, tracker, report).run("scored", Scorer, units, **actors)
+        finish(config, work, unreadable, report)
+        report.artifacts["bundle"] = bundle.uri
         show_result(report)
+
+
+def finish(
+    config: Config, work: Work, unreadable: list[tuple[InputFile, str]], report: Report
+) -> None:
+    """Adds up what the units say, judges the input, and makes the attempt the run's output."""
+    units, attempt = list(work.units.values()), work.attempt
+    told = {unit: attempt.read_json(f"scored/{unit.name}.json") for unit in units}
+    damaged = {unit.file: t["unreadable"] for unit, t in told.items() if "unreadable" in t}
+    unreadable = [*unreadable, *damaged.items()]
+    # Of a file that turned out to be damaged, what was read before does not count either.
+    good = [unit for unit in units if unit.file not in damaged]
+    reasons = Counter[str]()
+    for unit in good:
+        reasons.update(told[unit]["reasons"])
+    rows_in, rows_out, known = (sum(told[u][key] for u in good) for key in ("in", "out", "known"))
+    counts = results.Counts(dict(reasons), {"scored": rows_out}, unreadable, rows_in)
+    report.metrics |= counts.metrics()
+    check_quality(config, counts)
+    written = [file for unit in good for file in told[unit]["files"]]
+    rejected = output.quarantine_files(good, attempt)
+    results.check_balance(counts, written, rejected)
+    if known:
+        report.metrics["rmse"] = math.sqrt(sum(told[u]["squares"] for u in good) / known)
+    content = {"kind": "predictions", "rows": report.metrics, "files": written}
+    content |= {"quarantine": rejected, "unreadable": results.named(unreadable)}
+    report.artifacts["manifest"] = output.commit(attempt, content).uri
 
 
 class Scorer:
@@ -85,33 +119,46 @@ class Scorer:
     def __call__(self, row: Row) -> Row:
         """Scores one unit; returns what there was to count."""
         unit = self.work.units[row["unit"]]
+        found = {"unit": unit.index, "rows": 0, "bad": 0, "pid": os.getpid()}
 
         def run() -> Row:
-            rows, tables = 0, []
-            for _, checked in pipeline.checked_chunks(unit, self.work):
-                rows += checked.height
-                accepted = checked.filter(pl.col("reason").is_null())
-                tables.append(self.predict(derive(accepted, self.work.zones.table)))
-            predictions = pl.concat(tables)
-            path = f"predictions/{unit.name}.parquet"
-            written = output.write_parquet(self.work.attempt.directory.child(path), predictions)
-            errors = predictions["predicted_min"].cast(pl.Float64) - predictions[LABEL]
-            told: Row = {"rows_in": rows, "rows_out": predictions.height}
-            told |= {"squares": float((errors * errors).sum()), "file": {"path": path, **written}}
+            told = self.score(unit)
             self.work.attempt.write_json(f"scored/{unit.name}.json", told)
-            bad = rows - predictions.height
-            return {"unit": unit.index, "rows": rows, "bad": bad, "pid": os.getpid()}
+            return found | {"rows": told["in"], "bad": told["in"] - told["out"]}
 
         try:
             return output.told(run)
         except UnreadableFileError as error:
-            nothing = {"rows_in": 0, "rows_out": 0, "squares": 0.0, "file": None}
-            self.work.attempt.write_json(f"scored/{unit.name}.json", nothing | {"why": str(error)})
-            found = {"unit": unit.index, "rows": 0, "bad": 0, "pid": os.getpid()}
+            self.work.attempt.write_json(f"scored/{unit.name}.json", {"unreadable": str(error)})
             return found | {"failed": None}
 
+    def score(self, unit: Unit) -> Row:
+        """Writes the predictions of a unit, chunk by chunk.
+
+        Returns:
+            Rows `in` and `out`; `reasons` of the others; `squares` of the errors, in square
+            minutes, of the rows whose duration is `known`; and the `files` written.
+        """
+        told: Row = {"in": 0, "out": 0, "known": 0, "squares": 0.0, "reasons": {}, "files": []}
+        reasons = Counter[str]()
+        for number, (chunk, checked) in enumerate(checked_chunks(unit, self.work, before=True)):
+            rejected = quarantine(chunk, checked, unit, number, self.work)
+            reasons.update(rejected["reason"].to_list())
+            scored = self.predict(derive(checked.filter(pl.col("reason").is_null())))
+            told["in"], told["out"] = told["in"] + chunk.height, told["out"] + scored.height
+            if scored.height:
+                path = f"predictions/{unit.name}-{number:04d}.parquet"
+                file = self.work.attempt.directory.child(path)
+                told["files"].append({"path": path, **output.write_parquet(file, scored)})
+            # An end that cannot be true says nothing about the prediction.
+            plausible = scored.filter(pl.col(LABEL).is_between(0, MAX_DURATION_MIN, closed="right"))
+            errors = plausible["predicted_min"].cast(pl.Float64) - plausible[LABEL]
+            told["known"] += plausible.height
+            told["squares"] += float((errors * errors).sum())
+        return told | {"reasons": dict(reasons)}
+
     def predict(self, derived: pl.DataFrame) -> pl.DataFrame:
-        """Where each row comes from, how long the trip took, and how long the model says."""
+        """Where each row comes from, how long the trip took, if known, and what the model says."""
         features = self.preprocessor.transform(derived).to_numpy()
         predicted = pl.Series("predicted_min", self.model.inplace_predict(features), pl.Float32)
         return derived.select(*TRACE, LABEL).with_columns(predicted)
@@ -120,11 +167,12 @@ class Scorer:
 def show_result(report: Report) -> None:
     """The final table, and where everything was written."""
     m = report.metrics
-    rows: dict[str, Any] = {
+    rows: dict[str, object] = {
         "rows scored": f"{m['rows_out']:,} of {m['rows_in']:,}",
-        "break the contract": f"{m['rows_quarantined']:,}",
+        "in quarantine": f"{m['rows_quarantined']:,}",
         "unreadable files": m["files_quarantined"],
-        "RMSE, minutes": f"{m['rmse']:.3f}",
     }
+    if "rmse" in m:
+        rows["RMSE, minutes"] = f"{m['rmse']:.3f}"
     show_table(report.project, rows)
     show_artifacts(report)

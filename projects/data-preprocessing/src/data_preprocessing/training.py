@@ -1,8 +1,8 @@
 """A gradient-boosted model of trip durations, trained by several workers with Ray Train.
 
-Each worker reads its share of the prepared files once, and keeps it as XGBoost's own quantized
-matrix, one byte a value. The workers grow every tree together: they add up their histograms of
-gradients, so that the model is that of one process with all rows.
+Each worker reads its share of the prepared rows once, as 32-bit floats, and keeps it as XGBoost's
+own quantized matrix, about one byte a value. The workers grow every tree together: they add up
+their histograms of gradients, so that the model is that of one process with all rows.
 
 Why files, and not `get_dataset_shard`: a stream that Ray Data splits gives workers equal shares by
 leaving rows out, or all rows in whatever shares; and each start of a run would deal them anew.
@@ -31,12 +31,15 @@ from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 from ray_shared.tracking import Tracker
 
-from data_preprocessing import output, results
+from data_preprocessing import earlier, output, results
 from data_preprocessing.config import PROJECT, Config
 from data_preprocessing.features import LABEL, Preprocessor
+from data_preprocessing.shares import check_shares, read_slices, share
 
 logger = logging.getLogger(__name__)
 MODEL = "model.ubj"
+STOPPED = "stopped_early"
+"""Attribute of a model that would not get better."""
 RAY_TRAIN_DEFAULTS = {
     # How often the controller looks after its workers; reports and the end of the run wait for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
@@ -49,6 +52,7 @@ def train(config: Config, report: Report) -> None:
     """`action=train`: trains on the connected cluster and fills `report`.
 
     Raises:
+        UserError: If there are not enough rows for the workers.
         JobError: If workers failed too often.
     """
     os.environ.update(config.ray_train_environment())
@@ -57,8 +61,9 @@ def train(config: Config, report: Report) -> None:
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)
-    dataset, manifest = output.find_dataset(config)
-    record_run(run_dir, config.locked())
+    dataset, manifest = earlier.find_dataset(config)
+    check_shares(config, manifest)
+    record_run(run_dir, earlier.locked(config))
     tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
     tracker.start(report.config)
     preprocessor = read_preprocessor(dataset, manifest)
@@ -141,8 +146,8 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
     }
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-        files = share(loop["files"], split, rank, world_size)
-        return read_files(loop["dataset"], files, preprocessor.features)
+        slices = share(loop["files"], split, rank, world_size)
+        return read_slices(loop["dataset"], slices, preprocessor.features)
 
     matrices: dict[str, xgb.DMatrix] = {}
     for split in ("train", "val"):
@@ -157,21 +162,16 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
             ref=matrices.get("train"),
         )
     read_s = time.perf_counter() - started
-    callbacks: list[xgb.callback.TrainingCallback] = [Checkpoints(config, rounds_done)]
-    if config.train.early_stopping_rounds:
-        stop = xgb.callback.EarlyStopping(
-            rounds=config.train.early_stopping_rounds, data_name="val", metric_name="rmse"
-        )
-        callbacks.append(stop)
     booster = before
-    if rounds_done < config.train.num_rounds:
+    stopped = before is not None and before.attr(STOPPED) is not None
+    if rounds_done < config.train.num_rounds and not stopped:
         booster = xgb.train(
             params,
             matrices["train"],
             num_boost_round=config.train.num_rounds - rounds_done,
             evals=[(matrices["train"], "train"), (matrices["val"], "val")],
             xgb_model=before,
-            callbacks=callbacks,
+            callbacks=[Rounds(config)],
             verbose_eval=False,
         )
     assert booster is not None
@@ -180,62 +180,45 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
     return metrics | {"read_s": read_s, "train_s": train_s}
 
 
-def share(
-    files: list[dict[str, Any]], split: str, rank: int, world_size: int
-) -> list[dict[str, Any]]:
-    """A worker's files of a split: about as many rows as each other worker's, and no file twice.
+class Rounds(xgb.callback.TrainingCallback):
+    """After each boosting round: is it the best one, is it the last, is a checkpoint due?
 
-    The same for the same files and number of workers, so that a resumed run goes on with its own.
-    """
-    own: list[list[dict[str, Any]]] = [[] for _ in range(world_size)]
-    rows = [0] * world_size
-    chosen = [f for f in files if f["path"].startswith(f"features/split={split}/")]
-    for file in sorted(chosen, key=lambda f: (-f["rows"], f["path"])):
-        least = rows.index(min(rows))
-        own[least].append(file)
-        rows[least] += file["rows"]
-    return own[rank]
-
-
-def read_files(
-    dataset: Storage, files: list[dict[str, Any]], names: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads files once, one after the other.
-
-    Returns:
-        Features, float32 [rows, features], and labels, float32 [rows].
-    """
-    size = sum(file["rows"] for file in files)
-    features, labels = np.empty((size, len(names)), np.float32), np.empty(size, np.float32)
-    start = 0
-    for file in files:
-        rows = output.read_parquet(dataset.child(file["path"]), [LABEL, *names])
-        here = slice(start, start + rows.height)
-        features[here], labels[here] = rows.select(names).to_numpy(), rows[LABEL].to_numpy()
-        start += rows.height
-    return features, labels
-
-
-class Checkpoints(xgb.callback.TrainingCallback):
-    """Reports metrics with a checkpoint every few rounds.
-
-    Ray's own callback reports every round, and each report lets the workers wait for each other
-    and for the controller: that took longer than the round.
+    The best round is an attribute of the model, so that a resumed run stops where an undisturbed
+    one does; XGBoost's own early stopping begins to count anew. And Ray's own callback reports
+    every round: each report lets the workers wait for each other and for the controller, which
+    took longer than the round.
     """
 
-    def __init__(self, config: Config, rounds_before: int):
+    def __init__(self, config: Config):
         super().__init__()
-        self.every, self.rounds_before = config.checkpoint.every_rounds, rounds_before
-        self.last_round = config.train.num_rounds
+        self.patience = config.train.early_stopping_rounds
+        self.every, self.last_round = config.checkpoint.every_rounds, config.train.num_rounds
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:  # noqa: ARG002
-        """XGBoost's hook: a round is done; `epoch` counts from 0, also in a resumed run."""
-        done = model.num_boosted_rounds()
-        if done % self.every == 0 or done == self.last_round:
+        """XGBoost's hook.
+
+        Args:
+            model: The booster.
+            epoch: Rounds of this start before.
+            evals_log: Every RMSE of this start, by `train` and `val`.
+
+        Returns:
+            Whether to stop.
+        """
+        rmse = {name: values["rmse"][-1] for name, values in evals_log.items()}
+        done, stop = model.num_boosted_rounds(), False
+        if self.patience:
+            best = model.attr("best_score")
+            if best is None or rmse["val"] < float(best):
+                # The names that XGBoost gives them.
+                model.set_attr(best_score=str(rmse["val"]), best_iteration=str(done - 1))
+            stop = done - 1 - int(model.attr("best_iteration")) >= self.patience
+        if stop:
+            model.set_attr(**{STOPPED: "true"})
+        if stop or done % self.every == 0 or done == self.last_round:
             event = {"event": "round", "step": done}
-            event |= {f"{name}_rmse": values["rmse"][-1] for name, values in evals_log.items()}
-            save(model, event)
-        return False  # Go on.
+            save(model, event | {f"{name}_rmse": value for name, value in rmse.items()})
+        return stop
 
 
 def save(model: xgb.Booster, event: dict[str, Any]) -> None:
@@ -266,8 +249,8 @@ def finish(
     run_dir: Storage,
 ) -> dict[str, Any]:
     """Tests the best model beside the median of the training labels, and writes it as a bundle."""
-    best = booster.best_iteration if booster.attr("best_iteration") else None
-    rounds = booster.num_boosted_rounds() if best is None else best + 1
+    best = booster.attr("best_iteration")
+    rounds = booster.num_boosted_rounds() if best is None else int(best) + 1
     features, labels = test
     model = booster[:rounds]
     predicted = model.inplace_predict(features) if len(labels) else labels
