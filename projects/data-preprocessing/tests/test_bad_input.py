@@ -1,12 +1,14 @@
 """A user's mistake: exit code 2, one sentence, no Ray, nothing in storage."""
 
+import json
 from pathlib import Path
 
 import pytest
-from data_preprocessing import trips
+from data_preprocessing import earlier, output, trips
 from data_preprocessing.config import Config
 from ray_shared.config import compose
 from ray_shared.errors import UserError
+from ray_shared.runs import RECORD, check_run, record_run
 from ray_shared.storage import open_storage
 
 from .conftest import StartJob
@@ -119,7 +121,52 @@ def test_nothing_to_score_with(start: StartJob, tmp_path: Path):
     message = refused(start, "action=score")
     assert message == f"score.bundle=null: no finished run of action=train in {tmp_path}/runs"
     message = refused(start, "action=score", f"score.bundle={tmp_path}/nowhere")
-    assert message == f"score.bundle={tmp_path}/nowhere: no such directory"
+    assert message == f"score.bundle={tmp_path}/nowhere: no bundle there"
+
+
+def test_damaged_bundle_is_refused_by_name(start: StartJob, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "bundle.json").write_text("{")
+    message = refused(start, "action=score", f"score.bundle={bundle}")
+    assert message.startswith(f"score.bundle: {bundle}/bundle.json: ")
+
+
+def test_more_actors_than_the_cluster_has_room_for(start: StartJob):
+    options = ["action=score", "score.num_actors=9", "cluster.num_cpus=2"]
+    message = refused(start, *options)
+    assert message.startswith("score.num_actors=9: each needs 0.5 CPU, and the cluster")
+
+
+def test_split_that_leaves_no_row_names_the_days_there_are(start: StartJob, tmp_path: Path):
+    options = ["data.num_rows=1000", "data.num_files=1", "run.name=mine"]
+    with start(*options, "split.val_from=2023-01-01") as job:
+        assert job.wait() == 2, job.output()
+    expected = "split.val_from=2023-01-01: leaves no row for train: the trips are of 2024-01-01 to"
+    assert expected in job.output()
+    assert "Traceback" not in job.output()
+    # It is not held to that day.
+    with start(*options) as job:
+        assert job.wait() == 0, job.output()
+
+
+def test_model_is_not_resumed_on_other_rows(tmp_path: Path):
+    for name, made in (("a", "2024-01-01"), ("b", "2024-01-02")):
+        manifest = {"format_version": 1, "kind": "features", "made": made, "files": []}
+        run = open_storage(str(tmp_path / name))
+        run.child(output.MANIFEST).write_bytes(json.dumps(manifest).encode())
+    config = compose(
+        Config,
+        "data_preprocessing.conf",
+        ["action=train", "run.name=model", f"dataset={tmp_path}/a"],
+    )
+    runs = open_storage(str(tmp_path))
+    record_run(runs.child("model"), earlier.locked(config))
+    config.dataset = f"{tmp_path}/b"
+    with pytest.raises(UserError) as caught:
+        check_run(config.run, runs, earlier.locked(config), RECORD)
+    expected = f"dataset={tmp_path}/b of 2024-01-02: run 'model' was started with {tmp_path}/a of"
+    assert str(caught.value).startswith(expected)
 
 
 def test_more_workers_than_the_cluster_has_room_for(start: StartJob, tmp_path: Path):

@@ -148,10 +148,11 @@ def check_scored(result: dict[str, Any], run: Path, events: list[dict[str, Any]]
     assert scored.height == metrics["rows_out"] == 9000 - expected.total()
     assert scored.select("file", "row").is_unique().all()
     assert quarantine(run).height == expected.total()
-    assert scored.filter(pl.col("file") == 1)[LABEL].null_count() == scored["file"].sum()
-    known = scored.filter(pl.col(LABEL) > 0)
+    known = scored.drop_nulls(LABEL)
+    in_first_file = [why for row, why in broken.items() if row < 6000]
+    assert known.height == 6000 - len(in_first_file)
     errors = known["predicted_min"].cast(pl.Float64) - known[LABEL]
     assert metrics["rmse"] == pytest.approx(float((errors * errors).mean()) ** 0.5)  # type: ignore[arg-type]
-    assert metrics["rmse"] < 0.5 * float(known[LABEL].std())  # type: ignore[arg-type]
+    assert metrics["rmse"] < 0.6 * float(known[LABEL].std())  # type: ignore[arg-type]
     # Two actors have loaded the model, and shared the units.
     assert 1 <= len({e["pid"] for e in events if e["event"] == "unit"}) <= 2

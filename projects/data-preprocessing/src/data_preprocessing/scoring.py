@@ -26,11 +26,12 @@ from ray_shared.storage import Storage, open_storage
 from data_preprocessing import earlier, output, pipeline, reading, results
 from data_preprocessing.chunks import Work, checked_chunks, quarantine
 from data_preprocessing.config import PROJECT, Config
-from data_preprocessing.contract import MAX_DURATION_MIN
+from data_preprocessing.contract import check
 from data_preprocessing.features import LABEL, TRACE, Preprocessor, derive
 from data_preprocessing.pipeline import Row
 from data_preprocessing.quality import check_quality
 from data_preprocessing.reading import InputFile, Unit, UnreadableFileError
+from data_preprocessing.zones import zone_ids
 
 
 def score(config: Config, report: Report) -> None:
@@ -144,24 +145,30 @@ class Scorer:
         for number, (chunk, checked) in enumerate(checked_chunks(unit, self.work, before=True)):
             rejected = quarantine(chunk, checked, unit, number, self.work)
             reasons.update(rejected["reason"].to_list())
+            # Whether all of the contract is kept: an end that cannot be true says nothing.
+            plausible = check(chunk, zone_ids(self.work.zones))["reason"].is_null()
+            checked = checked.with_columns(plausible=plausible)
             scored = self.predict(derive(checked.filter(pl.col("reason").is_null())))
             told["in"], told["out"] = told["in"] + chunk.height, told["out"] + scored.height
             if scored.height:
                 path = f"predictions/{unit.name}-{number:04d}.parquet"
                 file = self.work.attempt.directory.child(path)
                 told["files"].append({"path": path, **output.write_parquet(file, scored)})
-            # An end that cannot be true says nothing about the prediction.
-            plausible = scored.filter(pl.col(LABEL).is_between(0, MAX_DURATION_MIN, closed="right"))
-            errors = plausible["predicted_min"].cast(pl.Float64) - plausible[LABEL]
-            told["known"] += plausible.height
+            errors = (scored["predicted_min"].cast(pl.Float64) - scored[LABEL]).drop_nulls()
+            told["known"] += errors.len()
             told["squares"] += float((errors * errors).sum())
         return told | {"reasons": dict(reasons)}
 
     def predict(self, derived: pl.DataFrame) -> pl.DataFrame:
-        """Where each row comes from, how long the trip took, if known, and what the model says."""
+        """Where each row comes from, how long the trip took, if that is known, and the prediction.
+
+        Args:
+            derived: With `plausible`: whether the end of the trip can be true.
+        """
         features = self.preprocessor.transform(derived).to_numpy()
         predicted = pl.Series("predicted_min", self.model.inplace_predict(features), pl.Float32)
-        return derived.select(*TRACE, LABEL).with_columns(predicted)
+        known = pl.when("plausible").then(LABEL).alias(LABEL)
+        return derived.select(*TRACE, known).with_columns(predicted)
 
 
 def show_result(report: Report) -> None:
