@@ -10,7 +10,7 @@ from ray_shared.storage import open_storage
 # 40,000 trips in 4 files, and the three small broken ones; one is unreadable, the others are units.
 SMALL = ["data.num_rows=40000", "data.num_files=4"]
 NUM_UNITS = 6
-BEFORE = ("missing_value", "out_of_range", "unknown_zone")
+BEFORE = ("missing_column", "missing_value", "out_of_range", "unknown_zone")
 """Of the reasons of generated rows: what can be wrong before a trip."""
 
 

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,21 +216,6 @@ def test_killed_training_worker_goes_on_and_stops_where_an_undisturbed_run_does(
         assert again.wait() == 0, again.output()
     assert again.result()["metrics"]["rounds"] == expected["rounds"]
     assert [e for e in again.events() if e["event"] == "round"] == []
-
-
-def test_unit_that_kills_its_process_ends_the_job(start: StartJob, tmp_path: Path):
-    """Ray Data would repeat it for ever."""
-    options = ["data.num_rows=4000000", "data.num_files=2", "failure.max_failures=1"]
-    with start(*options) as job:
-        job.wait_for_event(lambda e: e["event"] == "start", 60)
-        deadline = time.monotonic() + 120
-        while job.process.poll() is None and time.monotonic() < deadline:
-            for victim in processes(job, "ray::Map(scan)"):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    victim.kill()
-            time.sleep(0.05)
-        assert job.wait(30) == 1, job.output()
-    assert job.result()["error"].startswith("a task failed: ")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -194,7 +194,8 @@ class FailureConfig:
     """What is survived, and how often."""
 
     max_failures: int
-    """Training workers, or tasks on one unit, that may fail before the job does; -1: no limit."""
+    """Training workers that may fail before the job does; -1: no limit. Preparing and scoring
+    repeat what a dead process was doing as often as it takes."""
 
     def __post_init__(self) -> None:
         check(self.max_failures >= -1, "failure.max_failures", self.max_failures, ">= -1")

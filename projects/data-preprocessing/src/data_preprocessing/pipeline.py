@@ -79,7 +79,7 @@ def prepare(config: Config, report: Report) -> None:
         work = Work({unit.index: unit for unit in units}, source, attempt, zones)
         stage = Stages(config, work, tracker, report)
 
-        stage.run("scan", scan, units, **each_cpu(config, work=work, split=split))
+        stage.run("scan", scan, units, **each_cpu(work=work, split=split))
         statistics, damaged = output.collect(units, attempt)
         unreadable += [(files[i], why) for i, why in sorted(damaged.items())]
         counts = results.Counts.of(statistics, unreadable)
@@ -90,7 +90,7 @@ def prepare(config: Config, report: Report) -> None:
         attempt.directory.child("preprocessor.json").write_atomically(preprocessor.to_json())
 
         good = [unit for unit in units if unit.file.index not in damaged]
-        options = each_cpu(config, work=work, split=split, preprocessor=preprocessor)
+        options = each_cpu(work=work, split=split, preprocessor=preprocessor)
         stage.run("done", transform, good, **options)
         manifest = finish(attempt, good, files, counts, preprocessor)
         page = write_page(report.output_dir, counts, statistics, files)
@@ -161,7 +161,8 @@ class Stages:
             options: How Ray Data is to run it, see `Dataset.map`.
 
         Raises:
-            JobError: If a unit failed, or killed the process that worked on it too often.
+            JobError: If a unit failed. One that kills its process is repeated without end: Ray Data
+                is about to take away the means to limit that.
         """
         done = self.work.attempt.finished(stage)
         todo = [{"unit": unit.index} for unit in units if unit.name not in done]
@@ -180,10 +181,9 @@ class Stages:
         results.save_statistics(dataset, stage, self.report)
 
 
-def each_cpu(config: Config, **arguments: Any) -> dict[str, Any]:
+def each_cpu(**arguments: Any) -> dict[str, Any]:
     """How `Stages` runs a task with arguments: one for each CPU, as each has one thread."""
-    # Ray Data would repeat for ever what kills its process.
-    return {"fn_kwargs": arguments, "num_cpus": 1, "max_retries": config.failure.max_failures}
+    return {"fn_kwargs": arguments, "num_cpus": 1}
 
 
 def scan(row: Row, work: Work, split: SplitConfig) -> Row:

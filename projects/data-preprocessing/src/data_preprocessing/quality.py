@@ -70,11 +70,9 @@ def check_splits(config: Config, counts: Counts, statistics: pl.DataFrame) -> No
     """
     for split, key in (("train", "val_from"), ("val", "test_from"), ("test", "test_from")):
         if not counts.splits[split]:
-            value, days = (
-                getattr(config.split, key),
-                statistics.filter(pl.col("kind") == "day")["key"],
-            )
-            first, last = (date(1970, 1, 1) + timedelta(int(d)) for d in (days.min(), days.max()))
+            value = getattr(config.split, key)
+            days = statistics.filter(pl.col("kind") == "day")["key"].to_list()
+            first, last = (date(1970, 1, 1) + timedelta(day) for day in (min(days), max(days)))
             there = f"the trips are of {first} to {last}"
             raise UserError(f"split.{key}={value}: leaves no row for {split}: {there}")
 

@@ -63,14 +63,11 @@ def score(config: Config, report: Report) -> None:
             attempt,
             {int(zone): borough for zone, borough in zones.items()},
         )
-        limit = config.failure.max_failures
         actors = {
             "fn_constructor_kwargs": {"work": work, "bundle": bundle},
             "compute": ray.data.ActorPoolStrategy(size=config.score.num_actors),
             # Less than a CPU each, so that there is room for whatever else Ray Data runs.
             "num_cpus": config.score.cpus_per_actor,
-            "max_restarts": limit,
-            "max_task_retries": limit,
         }
         pipeline.Stages(config, work, tracker, report).run("scored", Scorer, units, **actors)
         finish(config, work, unreadable, report)
@@ -100,8 +97,13 @@ def finish(
     results.check_balance(counts, written, rejected)
     if known:
         report.metrics["rmse"] = math.sqrt(sum(told[u]["squares"] for u in good) / known)
-    content = {"kind": "predictions", "rows": report.metrics, "files": written}
-    content |= {"quarantine": rejected, "unreadable": results.named(unreadable)}
+    content = {
+        "kind": "predictions",
+        "rows": report.metrics,
+        "files": written,
+        "quarantine": rejected,
+        "unreadable": results.named(unreadable),
+    }
     report.artifacts["manifest"] = output.commit(attempt, content).uri
 
 
