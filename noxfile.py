@@ -32,7 +32,7 @@ SHARED = ROOT / "shared"
 # SIGKILL 0.2 s later, which would leave them behind.
 PATIENT = {"interrupt_timeout": 60, "terminate_timeout": 60}
 
-# What is imported is compiled to bytecode once, not at every start; `pip_install` leaves it to that.
+# What is imported is compiled to bytecode once, and not at every start: `pip_install` does without.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 nox.needs_version = ">=2024.10.9"
