@@ -128,7 +128,7 @@ def pyspark_local(source: str, target: str) -> Callable[[], None]:
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.ui.enabled", "false")
         .config("spark.sql.shuffle.partitions", str(4 * CPUS))
-        .config("spark.sql.parquet.compression.codec", "lz4raw")
+        .config("spark.sql.parquet.compression.codec", "lz4_raw")
         .getOrCreate()
     )
     spark.sparkContext.setLogLevel("ERROR")

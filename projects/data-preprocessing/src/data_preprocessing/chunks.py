@@ -74,17 +74,20 @@ def chunk_statistics(
     found = [row("read", 0, chunk.height), histograms(accepted), days(accepted)]
     counts = rejected["reason"].value_counts().iter_rows()
     found += [row("reason", REASONS.index(reason), n) for reason, n in counts]
-    parts = split_by_time(accepted, split)
-    found += [row("split", SPLITS.index(name), part.height) for name, part in parts.items()]
-    return [*found, count(parts["train"])]
+    for name, chosen in splits(split).items():
+        part = accepted.filter(chosen)
+        found.append(row("split", SPLITS.index(name), part.height))
+        if name == "train":
+            found.append(count(part))
+    return found
 
 
-def split_by_time(accepted: pl.DataFrame, split: SplitConfig) -> dict[str, pl.DataFrame]:
-    """Rows by split: what was picked up before `val_from` is for training, and so on."""
+def splits(split: SplitConfig) -> dict[str, pl.Expr]:
+    """Which rows are in which split: what was picked up before `val_from` is for training."""
     day = pl.col(PICKUP)
     val_from, test_from = (pl.lit(d).str.to_datetime() for d in (split.val_from, split.test_from))
     return {
-        "train": accepted.filter(day < val_from),
-        "val": accepted.filter((day >= val_from) & (day < test_from)),
-        "test": accepted.filter(day >= test_from),
+        "train": day < val_from,
+        "val": (day >= val_from) & (day < test_from),
+        "test": day >= test_from,
     }

@@ -6,7 +6,7 @@ add up to the same in any order: a resumed run ends with the same bits as an und
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ HISTOGRAMS: dict[str, NDArray[np.float64]] = {
     "hour": np.arange(25.0),
     "weekday": np.arange(8.0),
 }
-"""Edges of the bins in the quality report; what lies beyond counts in the last bin."""
+"""Edges of the bins in the quality report, equally wide; what lies beyond counts in the last."""
 VERSION = 1
 """Of the preprocessor's state."""
 STATISTICS = {"kind": pl.String, "key": pl.Int64, "n": pl.Int64, "a": pl.Int64, "b": pl.Int64}
@@ -60,12 +60,18 @@ def derive(trips: pl.DataFrame) -> pl.DataFrame:
         log_distance=pl.col("trip_distance").log1p(),
     ).with_columns(
         speed_mph=pl.col("trip_distance") / (pl.col(LABEL) / 60),
-        hour_sin=(hour * (2 * math.pi / 24)).sin(),
-        hour_cos=(hour * (2 * math.pi / 24)).cos(),
-        weekday_sin=(weekday * (2 * math.pi / 7)).sin(),
-        weekday_cos=(weekday * (2 * math.pi / 7)).cos(),
+        # Looked up, which takes a tenth of the time.
+        **{
+            f"{name}_{wave.__name__}": pl.lit(_circle(wave, period)).gather(value)
+            for name, value, period in (("hour", hour, 24), ("weekday", weekday, 7))
+            for wave in (math.sin, math.cos)
+        },
         is_weekend=(weekday >= 5).cast(pl.Float64),
     )
+
+
+def _circle(wave: Callable[[float], float], period: int) -> pl.Series:
+    return pl.Series([wave(2 * math.pi * i / period) for i in range(period)])
 
 
 def count(train: pl.DataFrame) -> pl.DataFrame:
@@ -96,8 +102,9 @@ def histograms(trips: pl.DataFrame) -> pl.DataFrame:
     """Counts of derived rows in the bins of `HISTOGRAMS`; schema `STATISTICS`."""
     found = []
     for name, edges in HISTOGRAMS.items():
-        values = np.clip(trips[name].to_numpy(), edges[0], np.nextafter(edges[-1], -np.inf))
-        bins = np.bincount(np.digitize(values, edges) - 1, minlength=len(edges) - 1)
+        num_bins, width = len(edges) - 1, edges[1] - edges[0]
+        bin_of = ((trips[name].to_numpy() - edges[0]) / width).clip(0, num_bins - 1)
+        bins = np.bincount(bin_of.astype(np.int64), minlength=num_bins)
         counts = pl.DataFrame({"key": np.arange(len(bins)), "n": bins})
         found.append(_statistics(f"histogram:{name}", counts))
     return pl.concat(found)
@@ -267,12 +274,15 @@ class Preprocessor:
     def transform(self, derived: pl.DataFrame) -> pl.DataFrame:
         """Features of derived trips, float32, in the order of `features`; rows keep theirs."""
         unseen = self.state["unseen"]
-        key = pl.col("PULocationID") * 24 + pl.col("hour")
+        pickup_hour = pl.col("PULocationID") * 24 + pl.col("hour")
         trips = derived.with_columns(
-            pickup_hour=key, vendor=pl.col("VendorID"), ratecode=pl.col("RatecodeID")
+            pickup_hour=pickup_hour, vendor=pl.col("VendorID"), ratecode=pl.col("RatecodeID")
         )
+        wanted = self.state["scales"].keys() | self.state["categories"].keys()
         for table in (self._pickup_hour, *self._zone_minutes, *self._boroughs):
-            trips = trips.join(table, on=table.columns[0], how="left", maintain_order="left")
+            key, *columns = table.columns
+            if wanted & set(columns):
+                trips = trips.join(table, on=key, how="left", maintain_order="left")
         fill = {name: mean for name, (mean, _) in self.state["scales"].items()}
         for name in fill:  # A zone without training rows is like all of them together.
             unit = name.rpartition("_")[2]

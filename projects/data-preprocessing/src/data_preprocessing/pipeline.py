@@ -35,7 +35,7 @@ from data_preprocessing.chunks import (
     checked_chunks,
     chunk_statistics,
     quarantine,
-    split_by_time,
+    splits,
 )
 from data_preprocessing.config import PROJECT, RAY_DEFAULTS, Config, SplitConfig
 from data_preprocessing.contract import PICKUP
@@ -216,13 +216,14 @@ def transform(row: Row, work: Work, split: SplitConfig, preprocessor: Preprocess
         files, rows = [], 0
         for number, (_, checked) in enumerate(checked_chunks(unit, work)):
             derived = derive(checked.filter(pl.col("reason").is_null()))
-            for name, part in split_by_time(derived, split).items():
+            head = derived.select(*TRACE, PICKUP, pl.col(LABEL).cast(pl.Float32))
+            table = head.hstack(preprocessor.transform(derived))
+            for name, chosen in splits(split).items():
+                split_id = pl.lit(SPLITS.index(name), pl.Int8).alias("split_id")
+                part = table.filter(chosen).select(*TRACE, split_id, pl.exclude(TRACE))
                 if part.height:
-                    split_id = pl.lit(SPLITS.index(name), pl.Int8).alias("split_id")
-                    head = part.select(*TRACE, split_id, PICKUP, pl.col(LABEL).cast(pl.Float32))
-                    table = head.hstack(preprocessor.transform(part))
                     path = f"features/split={name}/{unit.name}-{number:04d}.parquet"
-                    written = output.write_parquet(work.attempt.directory.child(path), table)
+                    written = output.write_parquet(work.attempt.directory.child(path), part)
                     files.append({"path": path, **written})
                     rows += part.height
         work.attempt.write_json(f"done/{unit.name}.json", files)
