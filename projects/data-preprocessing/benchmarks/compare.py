@@ -22,6 +22,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def make_files(millions: int, directory: Path) -> int:
     """Writes files of a million trips each, 1 % of them broken; returns the rows that are right."""
     specs = [trips.FileSpec(i, ROWS_PER_FILE, 0.01, "parquet", 0) for i in range(millions)]
     write = partial(trips.write, directory=open_storage(str(directory)))
-    with ProcessPoolExecutor(available_cpus()) as pool:
+    # Polars does not survive a fork.
+    with ProcessPoolExecutor(available_cpus(), get_context("spawn")) as pool:
         list(pool.map(write, specs))
     return sum(s.num_rows - len(trips.broken_rows(s)) for s in specs)
 
