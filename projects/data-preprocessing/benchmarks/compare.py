@@ -177,9 +177,9 @@ def show_prepare(millions: int, runs: dict[str, list[dict[str, Any]]]) -> None:
 
 def plot_prepare(found: dict[str, Any], path: Path) -> dict[str, float]:
     """Draws seconds and memory over rows; returns how each one's seconds grow: the exponent."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    names = {name for runs in found.values() for name in runs}
+    names = list(dict.fromkeys(name for runs in found.values() for name in runs))
     exponents: dict[str, float] = {}
     for name in sorted(names, key=lambda n: n != OURS):
         sizes = [int(size) for size, runs in found.items() if name in runs]
@@ -194,7 +194,10 @@ def plot_prepare(found: dict[str, Any], path: Path) -> dict[str, float]:
         right.plot(sizes, memory, marker="o", label=name)
     left.set(xlabel="million rows", ylabel="seconds", xscale="log", yscale="log")
     right.set(xlabel="million rows", ylabel="peak memory, GB", ylim=(0, None))
-    left.legend()
+    ticks = [int(size) for size in found]
+    left.set_xticks(ticks, [str(tick) for tick in ticks])
+    left.minorticks_off()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for ax in (left, right):
         ax.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
