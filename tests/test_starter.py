@@ -49,6 +49,8 @@ def test_starter_has_nothing_that_was_made_by_use(starter: Path) -> None:
 def test_nothing_in_the_starter_points_back(starter: Path) -> None:
     for file, path in content(starter).items():
         assert not path.is_symlink(), file
+        if path.suffix == ".png":  # By chance it may hold any three bytes.
+            continue
         lines = path.read_text(errors="ignore").splitlines()
         if "tests" not in Path(file).parts:  # Tests try bad paths.
             assert [x for x in lines if "../" in x and "nox -s new" not in x] == [], file
