@@ -153,6 +153,7 @@ def check_scored(result: dict[str, Any], run: Path, events: list[dict[str, Any]]
     assert known.height == 6000 - len(in_first_file)
     errors = known["predicted_min"].cast(pl.Float64) - known[LABEL]
     assert metrics["rmse"] == pytest.approx(float((errors * errors).mean()) ** 0.5)  # type: ignore[arg-type]
+    # 20 rounds on 27,000 rows: about half of what the mean alone would be wrong by.
     assert metrics["rmse"] < 0.6 * float(known[LABEL].std())  # type: ignore[arg-type]
     # Two actors have loaded the model, and shared the units.
     assert 1 <= len({e["pid"] for e in events if e["event"] == "unit"}) <= 2

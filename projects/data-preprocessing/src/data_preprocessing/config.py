@@ -256,7 +256,7 @@ class Config:
         }
 
     def locked(self) -> dict[str, Any]:
-        """What a run of the same name must not change; see also `output.locked`."""
+        """What a run of the same name must not change; see also `earlier.locked`."""
         if self.action == "train":
             train = {"train": asdict(self.train)}
             del train["train"]["num_rounds"]
