@@ -34,6 +34,7 @@ def breaks(seen: list[psutil.Process]) -> None:
     raise RuntimeError("broken")
 
 
+@pytest.mark.fault
 def test_exception_in_the_block_stops_every_node(ray_tmpdir: Path, tmp_path: Path):
     report = Report("tiny-job", tmp_path, {})
     with (

@@ -192,8 +192,15 @@ def test_logs_of_a_task_reach_the_driver_once(start: StartJob):
     assert job.output().count("printed by the task") == 1, job.output()
 
 
-@pytest.mark.parametrize("mode", ["local", pytest.param("simulated", marks=pytest.mark.fault)])
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("mode", "signum", "code"),
+    [
+        ("local", signal.SIGINT, 130),
+        pytest.param("local", signal.SIGTERM, 143, marks=pytest.mark.fault),
+        pytest.param("simulated", signal.SIGINT, 130, marks=pytest.mark.fault),
+        pytest.param("simulated", signal.SIGTERM, 143, marks=pytest.mark.fault),
+    ],
+)
 def test_signal_inside_the_cluster_leaves_no_process(
     start: StartJob, mode: str, signum: signal.Signals, code: int
 ):

@@ -39,7 +39,7 @@ def connected(ray_tmpdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
         patch.setenv("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
         report = Report("tiny-job", tmp_path_factory.mktemp("out"), {})
-        with cluster.connect(LOCAL, Demand(2, 1), report, "tiny_job"):
+        with cluster.connect(LOCAL, Demand(2, 1, ray_train=True), report, "tiny_job"):
             yield
 
 

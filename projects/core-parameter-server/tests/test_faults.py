@@ -68,6 +68,17 @@ def test_killed_worker_is_replaced_and_none_of_its_data_is_lost(
     same_result(job, tmp_path, calm)
 
 
+def test_killed_shard_leaves_the_result_of_an_undisturbed_run(
+    start: StartJob, tmp_path: Path, calm: Any
+):
+    with start("run.name=hurt", *COUNTED) as job:
+        job.wait_for_event(step_reached(55))
+        kill(shard_pid(job, 1))
+        assert job.wait() == 0, job.output()
+    assert job.result()["metrics"]["recoveries"] == 1
+    same_result(job, tmp_path, calm)
+
+
 @pytest.mark.parametrize("mode", ["async", "ssp"])
 def test_killed_shard_costs_no_gradient_in_the_other_modes(
     start: StartJob, tmp_path: Path, calm: Any, mode: str

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from ray_shared.testing import steps_done_twice, wait_for
 
@@ -18,7 +17,6 @@ from .counting import (
     kill,
     shard_pid,
     step_reached,
-    weights,
 )
 
 
@@ -26,8 +24,9 @@ from .counting import (
     "mode",
     [
         ["server.mode=sync"],
-        ["server.mode=ssp", "server.max_staleness=2"],
-        ["server.mode=async", "server.compression=topk"],
+        # In the fast tier these two train in test_training.py only.
+        pytest.param(["server.mode=ssp", "server.max_staleness=2"], marks=pytest.mark.fault),
+        pytest.param(["server.mode=async", "server.compression=topk"], marks=pytest.mark.fault),
     ],
     ids=lambda mode: mode[0],
 )
@@ -61,12 +60,8 @@ def test_job_learns_digits_in_every_mode(start: StartJob, mode: list[str]):
     assert "Traceback" not in job.output()
 
 
-def test_killed_shard_comes_back_and_the_result_is_that_of_an_undisturbed_run(
-    start: StartJob, tmp_path: Path
-):
-    with start("run.name=calm", *COUNTED) as calm:
-        assert calm.wait() == 0, calm.output()
-    with start("run.name=hurt", *COUNTED) as job:
+def test_killed_shard_comes_back_and_every_gradient_counts_once(start: StartJob):
+    with start(*COUNTED) as job:
         job.wait_for_event(step_reached(55))
         kill(shard_pid(job, 1))
         assert job.wait() == 0, job.output()
@@ -80,12 +75,12 @@ def test_killed_shard_comes_back_and_the_result_is_that_of_an_undisturbed_run(
     assert metrics["updates_redone"] == steps_done_twice(job.events())
     assert metrics["num_updates"] == NUM_UPDATES
     assert applied(job) == every_gradient_once(3, NUM_UPDATES)
-    np.testing.assert_array_equal(weights(tmp_path, "hurt"), weights(tmp_path, "calm"))
-    assert metrics["loss"] == calm.result()["metrics"]["loss"]
+    assert metrics["accuracy"] >= 0.95
     assert "all shards rolled back to version" in job.output()
     wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
 
 
+@pytest.mark.fault  # Four variants, one after the other.
 def test_comparison_reaches_the_target_in_every_mode(start: StartJob):
     options = ["action=straggler", "straggler.factor=3", "straggler.target_loss=0.3"]
     with start(*options, "train.eval_every_epochs=0.5") as job:

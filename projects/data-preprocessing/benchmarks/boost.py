@@ -65,14 +65,14 @@ def distributed(dataset: Path, directory: Path, watched: Any) -> dict[str, Any]:
 
 def compare_boost(sizes: list[int], rounds: int, directory: Path) -> dict[str, Any]:
     """Seconds of both, by size, in turns."""
-    from compare import available_cpus, prepare_for_training, watched
+    from compare import prepare_for_training, watched
 
     found: dict[str, Any] = {}
     for millions in sizes:
         dataset = prepare_for_training(millions, directory)
         runs: dict[str, list[dict[str, Any]]] = {"one process": [], "Ray Train": []}
         for _ in range(rounds):
-            one = [sys.executable, __file__, str(dataset), str(ROUNDS), str(available_cpus())]
+            one = [sys.executable, __file__, str(dataset), str(ROUNDS), str(WORKERS)]
             runs["one process"].append(watched(one, directory))
             runs["Ray Train"].append(distributed(dataset, directory, watched))
         found[str(millions)] = runs

@@ -138,6 +138,7 @@ def test_more_actors_than_the_cluster_has_room_for(start: StartJob):
     assert message.startswith("score.num_actors=9: each needs 0.5 CPU, and the cluster")
 
 
+@pytest.mark.fault  # Two whole jobs; test_results.py looks at the sentence alone.
 def test_split_that_leaves_no_row_names_the_days_there_are(start: StartJob, tmp_path: Path):
     options = ["data.num_rows=1000", "data.num_files=1", "run.name=mine"]
     with start(*options, "split.val_from=2023-01-01") as job:
@@ -175,6 +176,7 @@ def test_more_workers_than_the_cluster_has_room_for(start: StartJob, tmp_path: P
     assert message.startswith("scaling.num_workers=9: each needs 1 CPU, and the cluster")
 
 
+@pytest.mark.fault  # A whole job; test_results.py looks at the limits alone.
 def test_too_rotten_input_stops_before_features_are_written(start: StartJob, tmp_path: Path):
     options = ["data.num_rows=5000", "data.num_files=1", "data.broken_fraction=0.2"]
     with start(*options, "run.name=rotten") as job:

@@ -26,7 +26,8 @@ def local_cluster(tmp_path_factory: pytest.TempPathFactory, ray_tmpdir: Path) ->
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     config = compose(Config, "torch_ddp_train.conf", ["cluster.num_cpus=4"])
     report = Report("test", tmp_path_factory.mktemp("report"), {})
-    with cluster.connect(config.cluster, cluster.Demand(2, 1), report, "torch_ddp_train"):
+    demand = cluster.Demand(2, 1, ray_train=True)
+    with cluster.connect(config.cluster, demand, report, "torch_ddp_train"):
         yield
 
 

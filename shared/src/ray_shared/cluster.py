@@ -45,6 +45,8 @@ class Demand:
     """What those are for."""
     key: str = "scaling.num_workers"
     """The configuration key of `num_workers`."""
+    ray_train: bool = False
+    """Whether Ray Train runs in the job: its helpers must be told which cluster is theirs."""
 
     def check(self, nodes: Sequence[dict[str, float]]) -> None:
         """Refuses a demand that these nodes can never meet.
@@ -87,6 +89,9 @@ def connect(
 ) -> Iterator["Cluster | None"]:
     """Connects to the cluster of `config` for the length of a `with` block.
 
+    Every worker process of a job with Ray Train runs a set-up function. Other jobs have none: with
+    it, Ray does not use the processes that it has started beforehand, which costs some seconds.
+
     Args:
         config: Which cluster.
         demand: What the job needs; refused at once if it can never be met.
@@ -119,13 +124,13 @@ def connect(
         with report.timed("startup_s"):
             if config.mode == "existing":
                 with signals.sigterm_stays_ours():
-                    _join(config, package)
+                    _join(config, package, demand.ray_train)
             else:
                 with signals.wait_until_started():
                     if config.mode == "simulated":
-                        cluster = _simulate(config)
+                        cluster = _simulate(config, demand.ray_train)
                     else:
-                        _start_local(config)
+                        _start_local(config, demand.ray_train)
         report.resources = {k: v for k, v in ray.cluster_resources().items() if ":" not in k}
         if not config.autoscaling:
             demand.check([node["Resources"] for node in ray.nodes() if node["Alive"]])
@@ -200,7 +205,7 @@ def ensure_token(joined: ClusterConfig | None = None) -> None:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start_local(config: ClusterConfig) -> None:
+def _start_local(config: ClusterConfig, ray_train: bool) -> None:
     import ray
 
     _use_loopback(True)
@@ -210,7 +215,7 @@ def _start_local(config: ClusterConfig) -> None:
         address="local",
         num_cpus=config.num_cpus or available_cpus(),
         include_dashboard=config.dashboard,
-        runtime_env={"worker_process_setup_hook": hook},
+        runtime_env={"worker_process_setup_hook": hook} if ray_train else None,
         logging_level=logging.WARNING,
     )
 
@@ -248,7 +253,7 @@ def start_nodes(num_cpus: Sequence[int]) -> "Cluster":
     return cluster
 
 
-def _simulate(config: ClusterConfig) -> "Cluster":
+def _simulate(config: ClusterConfig, ray_train: bool) -> "Cluster":
     import ray
 
     num_cpus = config.num_cpus or available_cpus()
@@ -257,7 +262,7 @@ def _simulate(config: ClusterConfig) -> "Cluster":
     try:
         ray.init(
             address=cluster.address,
-            runtime_env={"worker_process_setup_hook": WORKER_SETUP},
+            runtime_env={"worker_process_setup_hook": WORKER_SETUP} if ray_train else None,
             logging_level=logging.WARNING,
         )
     except BaseException:
@@ -266,7 +271,7 @@ def _simulate(config: ClusterConfig) -> "Cluster":
     return cluster
 
 
-def _join(config: ClusterConfig, package: str) -> None:
+def _join(config: ClusterConfig, package: str, ray_train: bool) -> None:
     import ray
 
     address = config.address or ""
@@ -284,10 +289,9 @@ def _join(config: ClusterConfig, package: str) -> None:
     modules = [
         Path(str(importlib.import_module(m).__file__)).parent for m in (package, "ray_shared")
     ]
-    runtime_env: dict[str, Any] = {
-        "py_modules": [str(m) for m in modules],
-        "worker_process_setup_hook": WORKER_SETUP,
-    }
+    runtime_env: dict[str, Any] = {"py_modules": [str(m) for m in modules]}
+    if ray_train:
+        runtime_env["worker_process_setup_hook"] = WORKER_SETUP
     if config.install:
         runtime_env["pip"] = _third_party(package)
     try:

@@ -12,7 +12,8 @@ from data_preprocessing.config import PROJECT, RAY_DEFAULTS, Config
 def demand(cfg: Config) -> cluster.Demand:
     """A CPU for a task, or what workers and actors take."""
     if cfg.action == "train":
-        return cluster.Demand(cfg.scaling.num_workers, cfg.scaling.cpus_per_worker)
+        scaling = cfg.scaling
+        return cluster.Demand(scaling.num_workers, scaling.cpus_per_worker, ray_train=True)
     if cfg.action == "score":
         return cluster.Demand(
             cfg.score.num_actors, cfg.score.cpus_per_actor, key="score.num_actors"
@@ -29,6 +30,8 @@ def preflight(cfg: Config) -> None:
         reading.find_files(cfg.data.path)
     if cfg.action == "prepare":
         zones.load_zones(cfg.data.zones)
+    if cfg.action == "score":
+        earlier.find_bundle(cfg)
     storage.probe(cfg.storage.path)
     runs = storage.open_storage(cfg.storage.path)
     check_run(cfg.run, runs, earlier.locked(cfg), snapshot=RECORD)

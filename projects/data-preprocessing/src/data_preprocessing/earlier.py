@@ -56,15 +56,30 @@ def find_dataset(config: Config) -> tuple[Storage, dict[str, Any]]:
     return dataset, manifest
 
 
-def read_model_bundle(bundle: Storage) -> Bundle:
-    """The description of a bundle of this project.
+def bundle_place(config: Config) -> Storage:
+    """Where the bundle to score with lies: the one that is named, or the newest.
 
     Raises:
-        UserError: If it is missing, damaged, or of another project.
+        UserError: If there is none.
     """
-    with tempfile.TemporaryDirectory() as directory, asked_for("score.bundle", bundle.uri):
+    if config.score.bundle is None:
+        runs = open_storage(config.storage.path)
+        return newest_run(runs, "model", "score.bundle").child("bundle")
+    bundle = open_storage(config.score.bundle, retries=2, key="score.bundle")
+    with asked_for("score.bundle", bundle.uri):
         if not bundle.child(BUNDLE_FILE).exists():
             raise UserError(f"score.bundle={bundle.uri}: no bundle there")
+    return bundle
+
+
+def find_bundle(config: Config) -> tuple[Storage, Bundle]:
+    """The bundle to score with, and its description.
+
+    Raises:
+        UserError: If there is none, if it is damaged, or of another project.
+    """
+    bundle = bundle_place(config)
+    with tempfile.TemporaryDirectory() as directory, asked_for("score.bundle", bundle.uri):
         bundle.download(Path(directory))
         try:
             described = read_bundle(Path(directory))
@@ -77,22 +92,7 @@ def read_model_bundle(bundle: Storage) -> Bundle:
         Preprocessor(described.preprocessor)
     except (ValueError, KeyError) as error:
         raise UserError(f"score.bundle={bundle.uri}: its preprocessor: {error}") from None
-    return described
-
-
-def find_bundle(config: Config) -> Storage:
-    """The bundle to score with: the one that is named, or the newest.
-
-    Raises:
-        UserError: If there is none, if it is damaged, or of another project.
-    """
-    if config.score.bundle is not None:
-        bundle = open_storage(config.score.bundle, retries=2, key="score.bundle")
-    else:
-        runs = open_storage(config.storage.path)
-        bundle = newest_run(runs, "model", "score.bundle").child("bundle")
-    read_model_bundle(bundle)
-    return bundle
+    return bundle, described
 
 
 @contextmanager
@@ -115,7 +115,8 @@ def locked(config: Config) -> dict[str, Any]:
         dataset, manifest = find_dataset(config)
         found["dataset"] = f"{dataset.uri} of {manifest['made']}"
     if config.action == "score":
-        bundle = find_bundle(config)
-        content = hashlib.sha256(bundle.child(BUNDLE_FILE).read_bytes()).hexdigest()
+        bundle = bundle_place(config)
+        with asked_for("score.bundle", bundle.uri):
+            content = hashlib.sha256(bundle.child(BUNDLE_FILE).read_bytes()).hexdigest()
         found["score"] = {"bundle": f"{bundle.uri} ({content[:12]})"}
     return found

@@ -46,7 +46,8 @@ def score(config: Config, report: Report) -> None:
 
     name = run_name(config.run, PROJECT)
     run_dir = open_storage(config.storage.path).child(name)
-    bundle, locked = earlier.find_bundle(config), earlier.locked(config)
+    bundle, described = earlier.find_bundle(config)
+    locked = earlier.locked(config)
     record_run(run_dir, locked)
     tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
     tracker.start(report.config)
@@ -56,13 +57,8 @@ def score(config: Config, report: Report) -> None:
         units, unreadable = reading.cut(files, source.filesystem, config.data.rows_per_unit)
         attempt, resumed = output.open_attempt(run_dir, output.plan_of(files, units, locked))
         results.show_plan(run_dir, files, units, resumed)
-        zones = earlier.read_model_bundle(bundle).preprocessor["zones"]
-        work = Work(
-            {unit.index: unit for unit in units},
-            source,
-            attempt,
-            {int(zone): borough for zone, borough in zones.items()},
-        )
+        zones = {int(z): borough for z, borough in described.preprocessor["zones"].items()}
+        work = Work({unit.index: unit for unit in units}, source, attempt, zones)
         actors = {
             "fn_constructor_kwargs": {"work": work, "bundle": bundle},
             "compute": ray.data.ActorPoolStrategy(size=config.score.num_actors),

@@ -15,6 +15,7 @@ def demand(cfg: Config) -> cluster.Demand:
         cpus_per_worker=cfg.scaling.cpus_per_worker,
         gpus_per_worker=1 if cfg.scaling.use_gpu else 0,
         extra_cpus=1 if cfg.data.loader == "ray" else 0,
+        ray_train=True,
     )
 
 
