@@ -20,13 +20,14 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
+from ray_shared import training
 from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 from ray_shared.tracking import Tracker
 
 from torch_ddp_train import checkpoint as ckpt
-from torch_ddp_train import data, results
+from torch_ddp_train import data
 from torch_ddp_train.config import PROJECT, RAY_TRAIN_DEFAULTS, Config
 from torch_ddp_train.model import build_model
 from torch_ddp_train.steps import learning_rate, micro_batches, train_step
@@ -89,11 +90,11 @@ def run(config: Config, report: Report) -> None:
             callbacks=[tracker],
         ),
     )
-    with results.recorded(tracker, report, run_dir), report.timed("job_s"):
-        results.show_run(name, run_dir, scaling)
-        with tracker.follow(results.show_progress):
+    with training.recorded(tracker, report, run_dir), report.timed("job_s"):
+        training.show_run(name, run_dir, scaling)
+        with tracker.follow(training.show_progress):
             outcome = trainer.fit()
-        results.finish(outcome, tracker, report)
+        training.finish(outcome, tracker, report)
 
 
 def train_loop(loop: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""What a person sees of a run: progress lines, the final table, the learning curve."""
+"""What a person sees of a run by epochs: progress lines, the counts, the learning curve.
+
+Only the projects that train with Ray Train's TorchTrainer or TensorflowTrainer use it. Their loops
+report the events `start`, `step`, `epoch` and `checkpoint`; `tracking` adds `failure`.
+"""
 
 import logging
 import math
@@ -10,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import Result, TrainingFailedError
+
 from ray_shared.errors import JobError
 from ray_shared.groups import ScalingConfig
 from ray_shared.report import Report, show_artifacts, show_table
@@ -17,6 +22,8 @@ from ray_shared.storage import Storage
 from ray_shared.tracking import Event, Tracker
 
 logger = logging.getLogger(__name__)
+WRITTEN = ("bundle", "saved_model")
+"""What a worker may return the place of."""
 
 
 def show_run(name: str, run_dir: Storage, scaling: ScalingConfig) -> None:
@@ -73,6 +80,12 @@ def recorded(tracker: Tracker, report: Report, run_dir: Storage) -> Iterator[Non
 def finish(outcome: Result, tracker: Tracker, report: Report) -> None:
     """Turns what the workers returned into metrics, the table and the plot.
 
+    Args:
+        outcome: Its `return_value` holds `accuracy`, `loss`, `best_epoch` and where the trained
+            model was written; or `stopped`, `step` and `damaged`.
+        tracker: Has the events of the run.
+        report: Is filled.
+
     Raises:
         JobError: If training stopped by itself.
     """
@@ -85,8 +98,8 @@ def finish(outcome: Result, tracker: Tracker, report: Report) -> None:
         )
     if returned.get("stopped") == "damaged":
         raise JobError(f"no checkpoint of the run is intact: {'; '.join(returned['damaged'])}")
-    report.artifacts["bundle"] = returned.pop("bundle")
-    report.artifacts["checkpoint"] = newest
+    artifacts = {name: returned.pop(name) for name in WRITTEN if name in returned}
+    report.artifacts |= artifacts | {"checkpoint": newest}
     if any(e["event"] == "epoch" for e in tracker.events()):
         report.artifacts["learning_curve"] = str(plot(tracker.events(), report.output_dir))
     report.metrics = summarize(tracker.events()) | returned

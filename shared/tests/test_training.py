@@ -1,0 +1,75 @@
+"""What is counted of a run by epochs, and how its end is told."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray_shared import training
+from ray_shared.errors import JobError
+from ray_shared.groups import TrackingConfig
+from ray_shared.report import Report
+from ray_shared.storage import open_storage
+from ray_shared.tracking import Event, Tracker
+
+EPOCH = {"event": "epoch", "val_loss": 0.5, "val_accuracy": 0.9, "train_loss": 0.6}
+EVENTS: list[Event] = [
+    {"event": "start", "epoch": 0, "step": 0, "epochs": 3, "damaged": [], "num_workers": 2},
+    EPOCH | {"epoch": 1, "step": 20, "samples_per_s": 10.0},
+    EPOCH | {"epoch": 2, "step": 40, "samples_per_s": 100.0},
+    {"event": "failure", "errors": {"1": "killed"}},
+    {
+        "event": "start",
+        "epoch": 1,
+        "step": 20,
+        "epochs": 3,
+        "damaged": ["checkpoint_2: model is damaged"],
+        "num_workers": 2,
+    },
+    EPOCH | {"epoch": 2, "step": 40, "samples_per_s": 110.0},
+    EPOCH | {"epoch": 3, "step": 60, "samples_per_s": 120.0},
+]
+
+
+def test_events_are_counted():
+    # The first epoch warms up and has no part in the rate.
+    expected = {"epochs": 3, "steps": 60, "samples_per_s": 110.0, "restarts": 1, "failures": 1}
+    assert training.summarize(EVENTS) == expected
+
+
+def test_run_without_events_has_counts_too():
+    expected = {"epochs": 0, "steps": 0, "samples_per_s": 0.0, "restarts": 0, "failures": 0}
+    assert training.summarize([]) == expected
+
+
+def test_a_person_sees_epochs_failures_and_damage(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    for event in EVENTS:
+        training.show_progress(event)
+    shown = [record.getMessage() for record in caplog.records]
+    assert [line.split()[1] for line in shown if line.startswith("epoch")] == ["1", "2", "2", "3"]
+    assert "worker 1 failed: killed" in shown
+    assert "damaged checkpoint passed over: checkpoint_2: model is damaged" in shown
+    assert "2 worker(s) resume after step 20" in shown
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        ({"stopped": "diverged", "step": 7}, "the loss is not finite after step 7; the last good"),
+        ({"stopped": "damaged", "damaged": ["a: cut"]}, "no checkpoint of the run is intact: a: c"),
+    ],
+)
+def test_training_that_stopped_fails_the_job(
+    tmp_path: Path, returned: dict[str, Any], sentence: str
+):
+    tracker = Tracker(TrackingConfig("jsonl", 0, None), tmp_path, "x", "run")
+    report = Report("x", tmp_path, {})
+    outcome: Any = SimpleNamespace(return_value=returned, checkpoint=None)
+    with (
+        pytest.raises(JobError, match=sentence),
+        training.recorded(tracker, report, open_storage(str(tmp_path / "run"))),
+    ):
+        training.finish(outcome, tracker, report)
+    assert report.metrics["epochs"] == 0
+    assert report.artifacts["events"] == str(tmp_path / "metrics.jsonl")
