@@ -17,6 +17,7 @@ PROJECTS = {
     "core-parameter-server": "projects/core-parameter-server",
     "data-preprocessing": "projects/data-preprocessing",
     "torch-ddp-train": "projects/torch-ddp-train",
+    "tf-train": "projects/tf-train",
 }
 
 RAY = "2.60.0"

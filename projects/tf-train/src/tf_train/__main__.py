@@ -1,0 +1,48 @@
+"""Trains a Keras classifier on several workers: `python -m tf_train train.epochs=3`."""
+
+import os
+
+from ray_shared import cluster, config, storage
+from ray_shared.report import Report
+from ray_shared.runs import check_run
+
+from tf_train.config import DEFAULT_ENVIRONMENT, PROJECT, Config
+
+
+def demand(cfg: Config) -> cluster.Demand:
+    """What the workers take, and a CPU for Ray Data's tasks if it loads the images."""
+    return cluster.Demand(
+        num_workers=cfg.scaling.num_workers,
+        cpus_per_worker=cfg.scaling.cpus_per_worker,
+        gpus_per_worker=1 if cfg.scaling.use_gpu else 0,
+        extra_cpus=1 if cfg.data.loader == "ray" else 0,
+        ray_train=True,
+    )
+
+
+def preflight(cfg: Config) -> None:
+    """Everything that can be wrong without Ray: room, data files, storage, the run to resume."""
+    from tf_train import data
+
+    cluster.check_planned(cfg.cluster, demand(cfg))
+    data.check_files(cfg.data)
+    storage.probe(cfg.storage.path)
+    check_run(cfg.run, storage.open_storage(cfg.storage.path), cfg.locked())
+
+
+@config.main(Config, "tf_train.conf", PROJECT, preflight)
+def main(cfg: Config, report: Report) -> None:
+    """Connects to the cluster and trains."""
+    # Before Ray starts, whose workers inherit them.
+    os.environ.update(cfg.environment())
+    for variable, value in DEFAULT_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # Here, because TensorFlow takes seconds to import, which a wrong key should not cost.
+    from tf_train import train
+
+    with cluster.connect(cfg.cluster, demand(cfg), report, "tf_train"):
+        train.run(cfg, report)
+
+
+if __name__ == "__main__":
+    main()

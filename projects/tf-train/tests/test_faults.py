@@ -1,0 +1,178 @@
+"""Every failure that the README claims to survive, injected for real and counted.
+
+Run by `nox -s faults -- tf-train`.
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from ray.train import Checkpoint
+from ray_shared.testing import steps_done_twice, wait_for
+from tf_train import checkpoint as ckpt
+from tf_train.config import ModelConfig
+from tf_train.model import build_model
+
+from .conftest import StartJob
+from .counting import (
+    ALL_STEPS,
+    CHECKPOINT_EVERY,
+    COUNTED,
+    newest_checkpoint,
+    starts,
+    step_reached,
+    steps,
+    weights,
+)
+from .records import write_splits
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+
+
+def test_worker_that_hangs_is_given_up_after_the_deadline(start: StartJob):
+    with start("train.step_timeout_s=15", *COUNTED) as job:
+        job.wait_for_event(step_reached(28))
+        stopped = job.workers()[1]["pid"]
+        os.kill(stopped, signal.SIGSTOP)  # Alive, so that nobody closes its connections.
+        assert job.wait() == 0, job.output()
+    assert "no step for train.step_timeout_s=15 seconds" in job.output()
+    assert job.result()["metrics"]["restarts"] == 1
+    assert starts(job)[1]["step"] > 20
+    assert steps_done_twice(job.events()) <= CHECKPOINT_EVERY + 1
+    assert steps(job) == ALL_STEPS
+    wait_for(lambda: not psutil.pid_exists(stopped), "end of the stopped worker", 10)
+
+
+def test_truncated_newest_checkpoint_falls_back_to_the_one_before(start: StartJob, tmp_path: Path):
+    with start("run.name=cut", "train.epochs=3", "checkpoint.every_epochs=1") as job:
+        assert job.wait() == 0, job.output()
+    newest = newest_checkpoint(tmp_path, "cut")
+    os.truncate(newest / ckpt.MODEL, 1000)
+    with start("run.name=cut", "train.epochs=4", "run.resume=must") as job:
+        assert job.wait() == 0, job.output()
+    (begun,) = starts(job)
+    assert begun["step"] == 40
+    assert f"passed over: {newest.name}: {ckpt.MODEL} is damaged" in job.output()
+    assert "resume after step 40" in job.output()
+    assert job.result()["metrics"]["epochs"] == 4
+
+
+def test_checkpoints_of_another_architecture_are_not_loaded(start: StartJob, tmp_path: Path):
+    with start("run.name=swap", "train.epochs=2", "checkpoint.every_epochs=1") as job:
+        assert job.wait() == 0, job.output()
+    other = build_model(ModelConfig("mlp", 8), [8, 8, 1], 10, 5.0, 6.0, "fp32", 0)
+    for checkpoint in (tmp_path / "runs" / "swap").glob("checkpoint_*"):
+        if checkpoint.is_dir():
+            other.save(checkpoint / ckpt.MODEL)
+            hashes = json.loads((checkpoint / ckpt.MANIFEST).read_text())
+            hashes[ckpt.MODEL] = ckpt.sha256(checkpoint / ckpt.MODEL)
+            (checkpoint / ckpt.MANIFEST).write_text(json.dumps(hashes))
+    with start("run.name=swap", "train.epochs=3") as job:
+        assert job.wait() == 1
+    assert "no checkpoint of the run is intact" in job.output()
+    assert "model.keras is a model of another architecture" in job.output()
+    assert "Traceback" not in job.output()
+
+
+def test_diverged_loss_stops_and_keeps_the_last_good_checkpoint(start: StartJob, tmp_path: Path):
+    with start("run.name=nan", "train.epochs=2") as job:
+        assert job.wait() == 0, job.output()
+    good = newest_checkpoint(tmp_path, "nan")
+    with start("run.name=nan", "train.epochs=6", "train.lr=1e30", "train.clip_norm=null") as job:
+        assert job.wait() == 1
+    assert "failed: the loss is not finite after step" in job.output()
+    assert f"the last good checkpoint is {good}" in job.output()
+    assert "Traceback" not in job.output()
+    # Another attempt would diverge as well: none is made.
+    assert job.result()["metrics"]["restarts"] == 0
+    assert newest_checkpoint(tmp_path, "nan") == good
+    assert all(np.isfinite(value).all() for value in weights(tmp_path, "nan"))
+
+
+def test_failure_beyond_what_is_allowed_ends_with_a_sentence(start: StartJob):
+    with start("failure.max_failures=0", *COUNTED) as job:
+        job.wait_for_event(step_reached(5))
+        job.kill_worker(rank=0)
+        assert job.wait() == 1
+    result = job.result()
+    assert result["status"] == "failed"
+    assert result["error"].startswith("training failed: ")
+
+
+def test_killed_driver_takes_everything_along_and_the_next_start_resumes(
+    start: StartJob, tmp_path: Path
+):
+    with start("run.name=killed", *COUNTED) as job:
+        job.wait_for_event(step_reached(28))
+        job.remember_family()
+        job.process.kill()
+        job.process.wait()
+        wait_for(lambda: not job.survivors_but_agents(), "end of the killed driver's processes", 30)
+        killed_at = max(steps(job))
+    with start("run.name=killed", "run.resume=must", *COUNTED) as again:
+        assert again.wait() == 0, again.output()
+    (begun,) = starts(again)
+    assert killed_at - CHECKPOINT_EVERY - 1 <= begun["step"] <= killed_at
+    assert steps(job) | steps(again) == ALL_STEPS
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_stops_the_job_and_keeps_its_last_checkpoint(
+    start: StartJob, tmp_path: Path, signum: int, code: int
+):
+    with start("run.name=stopped", *COUNTED) as job:
+        job.wait_for_event(step_reached(28))
+        job.remember_family()
+        # Ctrl-C in a terminal reaches every process of the group, not only the job.
+        group = signum == signal.SIGINT
+        (os.killpg if group else os.kill)(job.process.pid, signum)
+        assert job.wait(60) == code, job.output()
+        wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+        stopped_at = max(steps(job))
+    assert job.result()["status"] == "failed"
+    assert "Traceback" not in job.output()
+    newest = Checkpoint.from_directory(str(newest_checkpoint(tmp_path, "stopped")))
+    model = build_model(ModelConfig("cnn", 32), [8, 8, 1], 10, 5.0, 6.0, "fp32", 0)
+    # Whole; normalized otherwise than this model.
+    assert "damaged" not in str(ckpt.damage(newest, model))
+    with start("run.name=stopped", "run.resume=must", *COUNTED) as again:
+        assert again.wait() == 0, again.output()
+    assert starts(again)[0]["step"] >= stopped_at - CHECKPOINT_EVERY - 1
+
+
+def test_run_that_stops_early_has_the_best_epoch(start: StartJob):
+    options = ["train.epochs=40", "train.early_stopping_epochs=3"]
+    with start(*options, "checkpoint.every_epochs=1") as job:
+        assert job.wait() == 0, job.output()
+    epochs = [e for e in job.events() if e["event"] == "epoch"]
+    best = max(epochs, key=lambda e: (e["val_accuracy"], -e["epoch"]))
+    assert len(epochs) == best["epoch"] + 3 < 40
+    assert job.result()["metrics"]["accuracy"] >= 0.96
+
+
+def test_records_are_streamed_and_none_is_left_out(start: StartJob, tmp_path: Path):
+    write_splits(tmp_path, 41)
+    options = ["data=tfrecord", f"data.path={tmp_path}", "train.batch_size=16", "train.epochs=2"]
+    with start("experiment=streaming", *options, "train.precision=bf16", "model.width=8") as job:
+        assert job.wait() == 0, job.output()
+    epochs = [e for e in job.events() if e["event"] == "epoch"]
+    # 82 images, 2 workers, 16 a step.
+    assert [e["step"] for e in epochs] == [3, 6]
+    assert [e["num_images"] for e in epochs] == [82, 82]
+
+
+def test_one_worker_trains_as_well(start: StartJob):
+    with start("scaling.num_workers=1", "train.batch_size=64") as job:
+        assert job.wait() == 0, job.output()
+    assert job.result()["metrics"]["accuracy"] >= 0.96
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_default_accuracy_does_not_depend_on_the_seed(start: StartJob, seed: int):
+    with start(f"train.seed={seed}") as job:
+        assert job.wait() == 0, job.output()
+    assert job.result()["metrics"]["accuracy"] >= 0.96
