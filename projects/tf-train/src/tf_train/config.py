@@ -37,7 +37,7 @@ class DataConfig:
     record is a `tf.train.Example` with `image` (the bytes of a uint8 array of `shape`) and `label`
     (an int64)."""
     loader: str
-    """`memory`: the data set in each worker's memory; `ray`: streamed by Ray Data."""
+    """`memory`: batches from each worker's memory; `ray`: streamed by Ray Data."""
     shape: list[int]
     """Height, width and channels of an image. Each at least 1."""
     num_classes: int

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ray_shared.errors import UserError
@@ -89,9 +89,7 @@ def write_records(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """
     from tf_train.backend import tf
 
-    def feature(**kind: Any) -> "tf.train.Feature":
-        return tf.train.Feature(**kind)
-
+    feature = tf.train.Feature
     with tf.io.TFRecordWriter(str(path)) as writer:
         for image, label in zip(images, labels, strict=True):
             features = {

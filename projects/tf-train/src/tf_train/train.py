@@ -13,7 +13,6 @@ https://docs.ray.io/en/releases-2.60.0/train/user-guides/fault-tolerance.html
 """
 
 import logging
-import math
 import os
 import time
 from typing import Any
@@ -266,9 +265,7 @@ def report_epoch(worker: Worker, metrics: dict[str, float]) -> None:
 def stops_early(worker: Worker) -> bool:
     """Whether the metric has not become better for `train.early_stopping_epochs`."""
     patience, position = worker.config.train.early_stopping_epochs, worker.position
-    return 0 < patience <= position.epoch - position.best_epoch and math.isfinite(
-        position.best_metric or 0.0
-    )
+    return 0 < patience <= position.epoch - position.best_epoch
 
 
 def save(worker: Worker, event: dict[str, Any]) -> None:
@@ -305,6 +302,7 @@ def finish(worker: Worker, run_dir: Storage) -> dict[str, Any]:
     test = evaluate_split(worker, "test")
     metrics = {"accuracy": test["test_accuracy"], "loss": test["test_loss"]}
     returned: dict[str, Any] = metrics | {"best_epoch": best.metrics["epoch"]}
+    worker.deadline.lift()  # No worker waits for another one from here on.
     if worker.rank == 0:
         images = worker.images.splits["test"].images
         returned["predictions"] = export.write(

@@ -70,8 +70,12 @@ class Deadline:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        self.lift()
         self._thread.join()
+
+    def lift(self) -> None:
+        """Called when what follows may take as long as it likes."""
+        self._over.set()
 
     def progress(self) -> None:
         """Called whenever this worker has got on."""
