@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray_shared import cluster
+from ray_shared import cluster, training
 from ray_shared.cluster import Demand
 from ray_shared.groups import TrackingConfig
 from ray_shared.report import Report
@@ -36,8 +36,8 @@ class Run:
 @pytest.fixture(scope="module")
 def connected(ray_tmpdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-        patch.setenv("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        for variable, value in training.DEFAULTS.items():
+            patch.setenv(variable, value)
         report = Report("tiny-job", tmp_path_factory.mktemp("out"), {})
         with cluster.connect(LOCAL, Demand(2, 1, ray_train=True), report, "tiny_job"):
             yield

@@ -29,7 +29,7 @@ from ray_shared.report import versions
 from ray_shared.testing import free_port
 from rich.console import Console
 from rich.table import Table
-from tf_train.config import DEFAULT_ENVIRONMENT, PROJECT, Config
+from tf_train.config import PROJECT, Config
 
 logger = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
@@ -53,7 +53,6 @@ def run_once(variant: str, config: Config, overrides: list[str], directory: Path
     Raises:
         RuntimeError: If it fails, with the end of its output.
     """
-    env = DEFAULT_ENVIRONMENT | os.environ
     if variant == "project":
         events = directory / "run" / "metrics.jsonl"
         job = [sys.executable, "-m", "tf_train", f"hydra.run.dir={directory}/run", *overrides]
@@ -79,7 +78,7 @@ def run_once(variant: str, config: Config, overrides: list[str], directory: Path
             files.enter_context((directory / f"{i}.log").open("w")) for i in range(len(commands))
         ]
         processes = [
-            subprocess.Popen(command, cwd=directory, env=env, stdout=log, stderr=log)
+            subprocess.Popen(command, cwd=directory, stdout=log, stderr=log)
             for command, log in zip(commands, logs, strict=True)
         ]
         try:

@@ -246,15 +246,6 @@ class Config:
         if self.dataset is not None and self.action != "train":
             raise UserError(f"dataset={self.dataset}: only with action=train")
 
-    def ray_train_environment(self) -> dict[str, str]:
-        """What Ray Train takes from the environment of the driver, and hands on to its workers."""
-        # Nobody takes the only machine of a local cluster away, and the watcher is one process.
-        watch = self.cluster.mode != "local"
-        return {
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self.scaling.start_timeout_s),
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if watch else "0",
-        }
-
     def locked(self) -> dict[str, Any]:
         """What a run of the same name must not change; see also `earlier.locked`."""
         if self.action == "train":

@@ -30,6 +30,7 @@ from ray_shared.report import Report, versions
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 from ray_shared.tracking import Tracker
+from ray_shared.training import set_environment
 
 from data_preprocessing import earlier, output, results
 from data_preprocessing.config import PROJECT, Config
@@ -40,12 +41,6 @@ logger = logging.getLogger(__name__)
 MODEL = "model.ubj"
 STOPPED = "stopped_early"
 """Attribute of a model that would not get better."""
-RAY_TRAIN_DEFAULTS = {
-    # How often the controller looks after its workers; reports and the end of the run wait for it.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    # Ray Train would print what workers print a second time.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-}
 
 
 def train(config: Config, report: Report) -> None:
@@ -55,9 +50,7 @@ def train(config: Config, report: Report) -> None:
         UserError: If there are not enough rows for the workers.
         JobError: If workers failed too often.
     """
-    os.environ.update(config.ray_train_environment())
-    for variable, value in RAY_TRAIN_DEFAULTS.items():
-        os.environ.setdefault(variable, value)
+    set_environment(config.cluster, config.scaling, config.failure)
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)

@@ -1,12 +1,10 @@
 """Trains a Keras classifier on several workers: `python -m tf_train train.epochs=3`."""
 
-import os
-
 from ray_shared import cluster, config, storage
 from ray_shared.report import Report
 from ray_shared.runs import check_run
 
-from tf_train.config import DEFAULT_ENVIRONMENT, PROJECT, Config
+from tf_train.config import PROJECT, Config
 
 
 def demand(cfg: Config) -> cluster.Demand:
@@ -33,10 +31,6 @@ def preflight(cfg: Config) -> None:
 @config.main(Config, "tf_train.conf", PROJECT, preflight)
 def main(cfg: Config, report: Report) -> None:
     """Connects to the cluster and trains."""
-    # Before Ray starts, whose workers inherit them.
-    os.environ.update(cfg.environment())
-    for variable, value in DEFAULT_ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
     # Here, because TensorFlow takes seconds to import, which a wrong key should not cost.
     from tf_train import train
 

@@ -16,13 +16,6 @@ from ray_shared.groups import (
 )
 
 PROJECT = "tf-train"
-DEFAULT_ENVIRONMENT = {
-    # How often the controller looks after its workers. Reports, checkpoints and the end of the run
-    # wait for that look; Ray's default is 2 s.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    # Ray Train would print what workers print a second time.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-}
 METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
 
 
@@ -170,15 +163,4 @@ class Config:
             "model": asdict(self.model),
             "train": {"seed": self.train.seed, "precision": self.train.precision},
             "checkpoint": {"metric": checkpoint.metric, "mode": checkpoint.mode},
-        }
-
-    def environment(self) -> dict[str, str]:
-        """What Ray Train takes from the environment of the driver, and hands on to its workers."""
-        # Nobody takes the only machine of a local cluster away, and the watcher is one process.
-        watch = self.cluster.mode != "local"
-        return {
-            "KERAS_BACKEND": "tensorflow",
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self.scaling.start_timeout_s),
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if watch else "0",
-            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(self.failure.preemption_check_s),
         }

@@ -48,6 +48,7 @@ def run(config: Config, report: Report) -> None:
     Raises:
         JobError: If the loss diverged, workers failed too often, or an exported model is wrong.
     """
+    training.set_environment(config.cluster, config.scaling, config.failure)
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)

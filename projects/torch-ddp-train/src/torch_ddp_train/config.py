@@ -16,13 +16,6 @@ from ray_shared.groups import (
 )
 
 PROJECT = "torch-ddp-train"
-RAY_TRAIN_DEFAULTS = {
-    # How often the controller looks after its workers. Reports, checkpoints and the end of the run
-    # wait for that look: with Ray's default of 2 s, a fit of 9 s takes 17 s.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    # Ray Train would print what workers print a second time.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-}
 METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
 
 
@@ -146,14 +139,4 @@ class Config:
             "model": asdict(self.model),
             "train": {"seed": self.train.seed},
             "checkpoint": {"metric": checkpoint.metric, "mode": checkpoint.mode},
-        }
-
-    def ray_train_environment(self) -> dict[str, str]:
-        """What Ray Train takes from the environment of the driver, and hands on to its workers."""
-        # Nobody takes the only machine of a local cluster away, and the watcher is one process.
-        watch = self.cluster.mode != "local"
-        return {
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self.scaling.start_timeout_s),
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if watch else "0",
-            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(self.failure.preemption_check_s),
         }

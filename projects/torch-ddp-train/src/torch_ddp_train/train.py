@@ -28,7 +28,7 @@ from ray_shared.tracking import Tracker
 
 from torch_ddp_train import checkpoint as ckpt
 from torch_ddp_train import data
-from torch_ddp_train.config import PROJECT, RAY_TRAIN_DEFAULTS, Config
+from torch_ddp_train.config import PROJECT, Config
 from torch_ddp_train.model import build_model
 from torch_ddp_train.steps import learning_rate, micro_batches, train_step
 from torch_ddp_train.worker import (
@@ -51,9 +51,7 @@ def run(config: Config, report: Report) -> None:
     Raises:
         JobError: If the loss diverged or workers failed too often.
     """
-    os.environ.update(config.ray_train_environment())
-    for variable, value in RAY_TRAIN_DEFAULTS.items():
-        os.environ.setdefault(variable, value)
+    training.set_environment(config.cluster, config.scaling, config.failure)
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)
