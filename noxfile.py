@@ -18,6 +18,7 @@ PROJECTS = {
     "data-preprocessing": "projects/data-preprocessing",
     "torch-ddp-train": "projects/torch-ddp-train",
     "tf-train": "projects/tf-train",
+    "asha-pbt-tune": "projects/asha-pbt-tune",
 }
 
 RAY = "2.60.0"

@@ -80,6 +80,12 @@ def test_unknown_key_is_refused_with_the_nearest_right_key(override: str, found:
     assert refusal(override) == f"unknown key '{found}': did you mean '{right}'?"
 
 
+def test_a_dict_of_the_schema_takes_any_names():
+    overrides = ["model.options.depth=3", "+model.options.skip={every: 2}"]
+    assert compose(Config, CONF, overrides).model.options == {"depth": 3, "skip": {"every": 2}}
+    assert compose(Config, CONF, ["~model.options.depth"]).model.options == {}
+
+
 def test_unknown_key_without_a_near_one_lists_the_known_keys():
     message = refusal("+zzz=3")
     assert message.startswith("unknown key 'zzz': known are action, cluster, cluster.address,")

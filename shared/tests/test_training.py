@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray_shared import training
 from ray_shared.errors import JobError
-from ray_shared.groups import FailureConfig, TrackingConfig
+from ray_shared.groups import TrackingConfig
 from ray_shared.report import Report
 from ray_shared.storage import open_storage
 from ray_shared.tracking import Event, Tracker
@@ -32,21 +32,25 @@ EVENTS: list[Event] = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "watch"), [("local", "0"), ("existing", "1")])
-def test_ray_train_is_told_by_the_environment(
-    monkeypatch: pytest.MonkeyPatch, mode: str, watch: str
-):
+def test_ray_train_is_told_by_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "environ", {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"})
-    cluster = SimpleNamespace(mode=mode)
-    scaling = SimpleNamespace(start_timeout_s=30.0)
-    training.set_environment(cluster, scaling, FailureConfig(0, 2.5))
+    training.set_environment(False, 30.0, 2.5)
     assert os.environ == {
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": watch,
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2.5",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30.0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7",  # The user's own.
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     }
+
+
+@pytest.mark.parametrize(("local", "check_s"), [(True, 2.5), (False, None)])
+def test_nobody_watches_for_preemptions_without_need(
+    monkeypatch: pytest.MonkeyPatch, local: bool, check_s: float | None
+):
+    monkeypatch.setattr(os, "environ", {})
+    training.set_environment(local, 30.0, check_s)
+    assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
 
 
 def test_events_are_counted():

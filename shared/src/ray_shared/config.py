@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -33,6 +33,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from ray_shared.errors import JobError, UserError, check
 from ray_shared.report import Report
+from ray_shared.runs import check_unshared_name
 from ray_shared.signals import sigterm_interrupts
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def main(
                 for overrides in [] if only_shows else _combinations(args.overrides, args.multirun):
                     name = args.config_name or "config"
                     config = compose(schema, conf, overrides, name, args.config_dir)
-                    _check_run_name(config, run_names)
+                    check_unshared_name(config, run_names)
                     if preflight is not None and args.cfg is None:
                         preflight(config)
             except UserError as error:
@@ -181,15 +182,6 @@ def _combinations(overrides: list[str], multirun: bool) -> list[list[str]]:
     return [combination for batch in batches for combination in batch]
 
 
-def _check_run_name(config: object, names: set[object]) -> None:
-    """Refuses a name that two jobs of a sweep share: one would continue the other."""
-    name = getattr(getattr(config, "run", None), "name", None)
-    if name in names:
-        hint = "leave it out, or put a swept value into it: 'run.name=mine-${train.seed}'"
-        raise UserError(f"run.name={name}: several jobs of the sweep would share the run; {hint}")
-    names |= {name} - {None}
-
-
 def _parse(override: str) -> Override:
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -240,8 +232,14 @@ def _check_choices(choices: list[Override], config_name: str, overrides: list[st
 
 
 def _check_key(key: str, schema: Any, groups: set[str]) -> None:
-    if key not in set(_schema_keys(schema)):
-        raise UserError(_unknown_key(key, schema, groups))
+    """Refuses a key that the schema does not have; what is inside a `dict` field has any name."""
+    kind: Any = schema
+    for part in key.split("."):
+        if get_origin(kind) is dict:
+            return
+        kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+        if kind is None:
+            raise UserError(_unknown_key(key, schema, groups))
 
 
 def _unknown_key(key: str, schema: Any, groups: Sequence[str] | set[str]) -> str:

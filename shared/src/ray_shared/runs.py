@@ -56,6 +56,23 @@ def check_run(
             )
 
 
+def check_unshared_name(config: object, names: set[object]) -> None:
+    """Refuses a run's name that two jobs of a sweep share: one would continue the other.
+
+    Args:
+        config: The configuration of the next job.
+        names: Those of the jobs before it; gets this one's.
+
+    Raises:
+        UserError: If the name is among them.
+    """
+    name = getattr(getattr(config, "run", None), "name", None)
+    if name in names:
+        hint = "leave it out, or put a swept value into it: 'run.name=mine-${train.seed}'"
+        raise UserError(f"run.name={name}: several jobs of the sweep would share the run; {hint}")
+    names |= {name} - {None}
+
+
 def record_run(directory: Storage, locked: dict[str, Any]) -> None:
     """Writes the record of a new run; an existing one stays."""
     record = directory.child(RECORD)

@@ -17,7 +17,7 @@ from typing import Any
 from ray.train import Result, TrainingFailedError
 
 from ray_shared.errors import JobError
-from ray_shared.groups import ClusterConfig, FailureConfig, ScalingConfig
+from ray_shared.groups import ScalingConfig
 from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.storage import Storage
 from ray_shared.tracking import Event, Tracker
@@ -34,16 +34,26 @@ DEFAULTS = {
 }
 
 
-def set_environment(cluster: ClusterConfig, scaling: ScalingConfig, failure: FailureConfig) -> None:
-    """Sets what Ray Train takes from the driver's environment, and hands on to its workers.
+def set_environment(
+    local: bool, start_timeout_s: float, preemption_check_s: float | None = None
+) -> None:
+    """Sets what Ray Train takes from the environment, and hands on to its workers.
 
-    Call it before `fit`. Variables of `DEFAULTS` that a user has set stay as they are.
+    Call it before `fit`, in the process that calls `fit`. Variables of `DEFAULTS` that a user has
+    set stay as they are.
+
+    Args:
+        local: Whether the cluster is this machine and ends with the job.
+        start_timeout_s: Seconds to wait for a worker group to start before trying again.
+        preemption_check_s: Seconds between two looks at whether a node is about to be taken away;
+            None: nobody asks.
     """
     # Nobody takes the only machine of a local cluster away, and the watcher is one process.
-    watch = cluster.mode != "local"
+    watch = not local and preemption_check_s is not None
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1" if watch else "0"
-    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = str(failure.preemption_check_s)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scaling.start_timeout_s)
+    if watch:
+        os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = str(preemption_check_s)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout_s)
     for variable, value in DEFAULTS.items():
         os.environ.setdefault(variable, value)
 

@@ -1,6 +1,7 @@
 """The schema of the tiny job."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from ray_shared.errors import check
 from ray_shared.groups import ClusterConfig, RunConfig
@@ -25,6 +26,8 @@ class ModelConfig:
     """What to train."""
 
     width: int
+    options: dict[str, Any]
+    """Any names."""
 
 
 @dataclass

@@ -50,7 +50,7 @@ def train(config: Config, report: Report) -> None:
         UserError: If there are not enough rows for the workers.
         JobError: If workers failed too often.
     """
-    set_environment(config.cluster, config.scaling, config.failure)
+    set_environment(config.cluster.mode == "local", config.scaling.start_timeout_s)
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)

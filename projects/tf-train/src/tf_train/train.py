@@ -48,7 +48,10 @@ def run(config: Config, report: Report) -> None:
     Raises:
         JobError: If the loss diverged, workers failed too often, or an exported model is wrong.
     """
-    training.set_environment(config.cluster, config.scaling, config.failure)
+    local = config.cluster.mode == "local"
+    training.set_environment(
+        local, config.scaling.start_timeout_s, config.failure.preemption_check_s
+    )
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)

@@ -51,7 +51,10 @@ def run(config: Config, report: Report) -> None:
     Raises:
         JobError: If the loss diverged or workers failed too often.
     """
-    training.set_environment(config.cluster, config.scaling, config.failure)
+    local = config.cluster.mode == "local"
+    training.set_environment(
+        local, config.scaling.start_timeout_s, config.failure.preemption_check_s
+    )
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)

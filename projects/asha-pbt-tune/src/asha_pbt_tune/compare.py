@@ -1,0 +1,169 @@
+"""`action=compare`: several ways to search, with the same epochs to spend, over several seeds."""
+
+import dataclasses
+import logging
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.tune import Stopper
+from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.runs import record_run, run_name
+from ray_shared.storage import open_storage
+
+from asha_pbt_tune import plots, results, tune
+from asha_pbt_tune.config import PROJECT, Config
+from asha_pbt_tune.record import Event, Record
+
+logger = logging.getLogger(__name__)
+SETTINGS = {
+    "random": {"search": "random", "scheduler": "none"},
+    "asha": {"search": "random", "scheduler": "asha"},
+    "asha_tpe": {"search": "optuna", "scheduler": "asha"},
+    "pbt": {"search": "random", "scheduler": "pbt"},
+}
+
+
+class EpochBudget(Stopper):  # type: ignore[misc] # Ray's decorator hides the type
+    """Ends a study when all its trials together have trained so many epochs."""
+
+    def __init__(self, budget: int, record: Record):
+        self.budget, self.record = budget, record
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial is to be stopped; none is, alone."""
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all are."""
+        return sum(e["event"] == "epoch" for e in self.record.events) >= self.budget
+
+
+def variant_of(config: Config, variant: str, seed: int) -> Config:
+    """The same study, searched in another way.
+
+    Schedulers that stop trials may begin as many as the epochs allow.
+    """
+    setting = SETTINGS[variant]
+    budget = config.tune.num_trials * config.train.epochs
+    many = setting["scheduler"] == "asha"
+    num_trials = budget // config.scheduler.grace_epochs if many else config.tune.num_trials
+    return dataclasses.replace(
+        config,
+        action="tune",
+        search=dataclasses.replace(config.search, name=setting["search"]),
+        scheduler=dataclasses.replace(config.scheduler, name=setting["scheduler"]),
+        tune=dataclasses.replace(config.tune, num_trials=num_trials, seed=seed),
+    )
+
+
+def run(config: Config, report: Report) -> None:
+    """Runs every variant with every seed on the connected cluster and fills `report`."""
+    name = run_name(config.run, PROJECT)
+    run_dir = open_storage(config.storage.path).child(name)
+    record_run(run_dir, config.locked())
+    report.artifacts["run"] = run_dir.uri
+    budget = config.tune.num_trials * config.train.epochs
+    studies: list[dict[str, Any]] = []
+    with report.timed("job_s"):
+        for seed in range(config.tune.seed, config.tune.seed + config.compare.num_seeds):
+            for variant in config.compare.variants:
+                directory = report.output_dir / f"{variant}-{seed}"
+                directory.mkdir(parents=True, exist_ok=True)
+                study = variant_of(config, variant, seed)
+                record = Record(study, directory)
+                stopper = EpochBudget(budget, record)
+                tune.search(study, record, run_dir.child(f"{variant}-{seed}"), stopper)
+                studies.append({"variant": variant, "seed": seed} | curve(study, record.events))
+        report.metrics = summarize(config, studies)
+        path = report.output_dir / "compare.parquet"
+        pq.write_table(pa.Table.from_pylist(studies), path)
+        report.artifacts |= {"studies": str(path), "plot": str(draw(config, studies, path.parent))}
+    show(config, report)
+
+
+def curve(config: Config, events: list[Event]) -> dict[str, Any]:
+    """The best score so far after each epoch, and the counts."""
+    _, seconds, best = plots.best_so_far(config, events)
+    counts = results.summarize(config, events)
+    names = ("num_trials", "num_pruned", "num_failed", "num_exploits", "epochs_spent")
+    return {name: counts[name] for name in names} | {"seconds": seconds, "best": best}
+
+
+def reached(config: Config, study: dict[str, Any], score: float) -> tuple[float, float]:
+    """Epochs and seconds that a study needed for this score; infinite if it did not reach it."""
+    better = np.less_equal if config.mode == "min" else np.greater_equal
+    hits = np.flatnonzero(better(study["best"], score))
+    if len(hits) == 0:
+        return math.inf, math.inf
+    return float(hits[0] + 1), float(study["seconds"][hits[0]])
+
+
+def summarize(config: Config, studies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the seeds, and what each variant needs for the best of the first one."""
+    budget = config.tune.num_trials * config.train.epochs
+    first = config.compare.variants[0]
+    targets = {s["seed"]: s["best"][-1] for s in studies if s["variant"] == first}
+    found: dict[str, Any] = {"epochs": budget, "target": first}
+    for variant in config.compare.variants:
+        mine = [s for s in studies if s["variant"] == variant]
+        needed = [reached(config, s, targets[s["seed"]]) for s in mine]
+        found[variant] = {
+            "best_score": statistics.median(s["best"][-1] for s in mine),
+            "num_trials": statistics.median(s["num_trials"] for s in mine),
+            "num_pruned": statistics.median(s["num_pruned"] for s in mine),
+            "num_exploits": statistics.median(s["num_exploits"] for s in mine),
+            "num_failed": sum(s["num_failed"] for s in mine),
+            "epochs_spent": statistics.median(s["epochs_spent"] for s in mine),
+            "seconds": statistics.median(s["seconds"][-1] for s in mine),
+            "share_of_epochs": statistics.median(epochs / budget for epochs, _ in needed),
+            "seconds_to_target": statistics.median(seconds for _, seconds in needed),
+        }
+    return found
+
+
+def show(config: Config, report: Report) -> None:
+    """The table that a person reads."""
+    first = report.metrics["target"]
+    rows = {}
+    for variant in config.compare.variants:
+        m = report.metrics[variant]
+        rows[variant] = (
+            f"best {m['best_score']:.4f}, {m['num_trials']:g} trials, "
+            f"{m['seconds']:.0f} s; {first}'s best after {m['share_of_epochs']:.2f} of its epochs"
+        )
+    show_table(f"{PROJECT}: medians of {config.compare.num_seeds} seed(s)", rows)
+    show_artifacts(report)
+
+
+def draw(config: Config, studies: list[dict[str, Any]], directory: Path) -> Path:
+    """Draws the best score against epochs and against seconds: a thin line each seed, a median."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    figure = plots.new_figure(10, 4)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for index, variant in enumerate(config.compare.variants):
+        mine = [s for s in studies if s["variant"] == variant]
+        color = f"C{index}"
+        length = min(len(s["best"]) for s in mine)
+        for s in mine:
+            left.step(range(1, len(s["best"]) + 1), s["best"], color=color, alpha=0.25, lw=0.8)
+            right.step(s["seconds"], s["best"], color=color, alpha=0.25, lw=0.8)
+        median = np.median([s["best"][:length] for s in mine], axis=0)
+        left.step(range(1, length + 1), median, color=color, label=variant, where="post")
+        seconds = np.median([s["seconds"][:length] for s in mine], axis=0)
+        right.step(seconds, median, color=color, where="post")
+    left.set_ylabel(f"best {config.metric}")
+    left.set_xlabel("epochs spent")
+    right.set_xlabel("seconds")
+    for ax in (left, right):
+        plots.log_if_loss(config, ax)
+        ax.grid(alpha=0.3)
+    left.legend()
+    path = directory / "compare.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,182 @@
+"""What happened in a study: every epoch, every end, every take-over; and the deadline of trials.
+
+`Record` is a Tune callback; Tune runs it in the driver. Its state is saved and restored with that
+of the study, so that a study which is resumed counts what happened before.
+
+Source: https://docs.ray.io/en/releases-2.60.0/tune/tutorials/tune-metrics.html
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from asha_pbt_tune.config import Config
+
+logger = logging.getLogger(__name__)
+Event = dict[str, Any]
+FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
+
+
+class Record(Callback):  # type: ignore[misc] # Ray's metaclass hides the type
+    """Writes events to `metrics.jsonl`, tells a person about them, and kills trials that hang."""
+
+    def __init__(self, config: Config, output_dir: Path):
+        self.config = config
+        self.events: list[Event] = []
+        self.events_path = output_dir / "metrics.jsonl"
+        self.extra_state: dict[str, Callable[..., Any]] = {}
+        """`get` and `set` of the scheduler's own state, if it has some."""
+        self._heard: dict[str, float] = {}
+        """Trial to the time of its last sign of life, in this process's monotonic seconds."""
+        self._killed: set[str] = set()
+
+    def add(self, event: Event) -> None:
+        """Records one event."""
+        event = event | {"time": round(time.time(), 3)}
+        self.events.append(event)
+        with self.events_path.open("a") as file:
+            file.write(json.dumps(event, default=str) + "\n")
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """A trial's process has taken it on: at its beginning, or later again."""
+        del iteration, trials
+        self._heard[trial.trial_id] = time.monotonic()
+        if not any(e["event"] == "trial" and e["trial"] == trial.trial_id for e in self.events):
+            values = dict(trial.config)
+            self.add({"event": "trial", "trial": trial.trial_id, "hyperparameters": values})
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        """A trial has trained one more epoch."""
+        del iteration, trials
+        self._heard[trial.trial_id] = time.monotonic()
+        if "epoch" in result:
+            names = ("epoch", "pid", "node_ip", "train_loss", *self.config.objective.metrics)
+            values = {name: result[name] for name in names if name in result}
+            self.add({"event": "epoch", "trial": trial.trial_id, **values})
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        """A trial has ended: at its last epoch, or because the scheduler has stopped it."""
+        del iteration, trials
+        self._heard.pop(trial.trial_id, None)
+        epoch = trial.last_result.get("epoch", 0)
+        fate = FINISHED if epoch >= self.config.train.epochs else PRUNED
+        self._end(trial, fate, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """A trial has failed for good."""
+        del iteration, trials
+        self._heard.pop(trial.trial_id, None)
+        self._end(trial, FAILED, self._reason(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        """A trial has failed and will go on from its checkpoint."""
+        del iteration, trials
+        self._heard.pop(trial.trial_id, None)
+        reason = self._reason(trial)
+        self.add({"event": "failure", "trial": trial.trial_id, "error": reason})
+        logger.warning("trial %s failed, and is tried again: %s", number(trial.trial_id), reason)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:
+        """Kills the process of each trial that has been silent for too long."""
+        del iteration
+        now, timeout_s = time.monotonic(), self.config.failure.report_timeout_s
+        for trial in trials:
+            heard = self._heard.get(trial.trial_id)
+            if trial.status != Trial.RUNNING or heard is None or now - heard < timeout_s:
+                continue
+            self._heard[trial.trial_id] = now
+            self._killed.add(trial.trial_id)
+            if trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
+
+    def exploit(self, trial: Trial, donor: Trial, epoch: int, values: dict[str, Any]) -> None:
+        """PBT: a trial takes over another one's checkpoint, and changes its hyperparameters."""
+        event = {"event": "exploit", "trial": trial.trial_id, "donor": donor.trial_id}
+        before = donor.config
+        self.add(event | {"epoch": epoch, "hyperparameters": dict(values)})
+        changes = [f"{k} {_short(before[k])} -> {_short(v)}" for k, v in values.items()]
+        changes = [c for c, (k, v) in zip(changes, values.items(), strict=True) if before[k] != v]
+        logger.info(
+            "trial %s takes over from trial %s at epoch %d: %s",
+            number(trial.trial_id),
+            number(donor.trial_id),
+            epoch,
+            ", ".join(changes) or "nothing changed",
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """What Tune saves with the study."""
+        state: dict[str, Any] = {"events": self.events}
+        if self.extra_state:
+            state["scheduler"] = self.extra_state["get"]()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The opposite of `get_state`."""
+        self.events = list(state["events"])
+        if self.extra_state and "scheduler" in state:
+            self.extra_state["set"](state["scheduler"])
+
+    def _end(self, trial: Trial, fate: str, error: str | None) -> None:
+        result, metric = trial.last_result, self.config.metric
+        epoch, score = result.get("epoch", 0), result.get(metric)
+        event = {"event": "end", "trial": trial.trial_id, "fate": fate, "epoch": epoch}
+        self.add(event | {"score": score, "error": error})
+        if fate == FAILED:
+            logger.warning("trial %s failed: %s", number(trial.trial_id), error)
+            return
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in trial.config.items())
+        score_text = f"{metric} {score:.4f}" if score is not None else "no score"
+        logger.info(
+            "trial %s %-8s  epoch %3d  %s  %s",
+            number(trial.trial_id),
+            fate,
+            epoch,
+            score_text,
+            shown,
+        )
+
+    def _reason(self, trial: Trial) -> str:
+        """Why the trial's newest attempt ended, in a line."""
+        if trial.trial_id in self._killed:
+            self._killed.discard(trial.trial_id)
+            timeout_s = self.config.failure.report_timeout_s
+            return (
+                f"no report for {timeout_s:g} s (failure.report_timeout_s): its process was killed"
+            )
+        error = trial.get_pickled_error() or trial.get_error()
+        cause = getattr(error, "cause", None)
+        while cause is not None and cause is not error:
+            error, cause = cause, getattr(cause, "cause", None)
+        if isinstance(error, OutOfMemoryError):
+            return "out of memory: Ray killed its process"
+        if isinstance(error, RayActorError):
+            return "its process died, or its node"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return lines[-1].strip()
+
+
+def number(trial_id: str) -> str:
+    """The number of a trial inside its study: the end of its id."""
+    return trial_id.rpartition("_")[2].lstrip("0") or "0"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,45 @@
+"""What a previous study has learned: finished trials for TPE to begin with."""
+
+from typing import Any
+
+from ray_shared.errors import UserError
+from ray_shared.storage import open_storage, reason_of
+
+from asha_pbt_tune import space
+from asha_pbt_tune.config import Config
+
+KEY = "search.warm_start"
+
+
+def read(config: Config) -> tuple[list[dict[str, Any]], list[float]]:
+    """The finished trials of `search.warm_start` that lie inside the space, with their scores.
+
+    Raises:
+        UserError: If the file cannot be read, is of another metric, or has no such trial.
+    """
+    path = config.search.warm_start
+    if path is None:
+        return [], []
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = open_storage(path, retries=2, key=KEY)
+    try:
+        table = pq.read_table(pa.BufferReader(file.read_bytes()))
+    except (OSError, pa.ArrowInvalid) as error:
+        why = reason_of(error)
+        raise UserError(f"{KEY}={path}: no trials.parquet that can be read: {why}") from None
+    metric = (table.schema.metadata or {}).get(b"metric", b"").decode()
+    if metric != config.metric:
+        raise UserError(f"{KEY}={path}: its score is {metric or 'unknown'}, not {config.metric}")
+    searched = [name for name, entry in config.space.items() if isinstance(entry, dict)]
+    points, scores = [], []
+    for row in table.to_pylist():
+        point = {name: row[name] for name in searched if row.get(name) is not None}
+        searched_space = {name: config.space[name] for name in searched}
+        if row["fate"] == "finished" and space.contains(searched_space, point):
+            points.append(point)
+            scores.append(float(row["score"]))
+    if not points:
+        raise UserError(f"{KEY}={path}: none of its finished trials lies inside the space")
+    return points, scores
