@@ -182,7 +182,7 @@ def finished(job: Job, exit_code: int) -> None:
     """The job has ended like that, and with it all of its processes."""
     assert job.wait(60) == exit_code, job.output()
     assert len(job.family) >= 4  # Ray's server, raylet, agents.
-    wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+    job.wait_until_gone()
 
 
 def test_logs_of_a_task_reach_the_driver_once(start: StartJob):

@@ -84,6 +84,12 @@ def test_a_dict_of_the_schema_takes_any_names():
     overrides = ["model.options.depth=3", "+model.options.skip={every: 2}"]
     assert compose(Config, CONF, overrides).model.options == {"depth": 3, "skip": {"every": 2}}
     assert compose(Config, CONF, ["~model.options.depth"]).model.options == {}
+    replaced = ["~model.options", "+model.options={skip: 1}"]
+    assert compose(Config, CONF, replaced).model.options == {"skip": 1}
+    sentence = (
+        "model.options: to replace what is there, write '~model.options' '+model.options=...'"
+    )
+    assert refusal("model.options={skip: 1}") == sentence
 
 
 def test_unknown_key_without_a_near_one_lists_the_known_keys():

@@ -98,7 +98,8 @@ def test_preset_composes_with_the_command_in_its_first_comment(preset: Path):
         (["failure.report_timeout_s=0"], "failure.report_timeout_s=0.0: must be > 0"),
         (["compare.variants=[bohb]"], "compare.variants=['bohb']: must be some of random,"),
         (["space.learning_rate={loguniform: [1, 0.1]}"], "space.learning_rate.loguniform=[1, 0.1]"),
-        (["space.learning_rate={normal: [0, 1]}"], "found loguniform and normal; take one away"),
+        (["+space.learning_rate.normal=[0, 1]"], "found loguniform and normal; take one away"),
+        (["space.learning_rate={uniform: [0, 1]}"], "to replace what is there, write '~space.lea"),
         (["+space.lr={uniform: [0, 1]}"], "space.lr: objective=xgboost has no such key"),
         (["space=torch"], "space.lr: objective=xgboost has no such key"),
     ],
@@ -112,8 +113,8 @@ def test_wrong_value_is_refused_by_key(overrides: list[str], sentence: str):
 def test_a_space_is_changed_on_the_command_line():
     config = configuration(
         "space.max_depth=4",
-        "~space.learning_rate.loguniform",
-        "+space.learning_rate.uniform=[0.1,0.2]",
+        "~space.learning_rate",
+        "+space.learning_rate={uniform: [0.1, 0.2]}",
         "~space.subsample",
         "+space.gamma={choice: [0, 1]}",
     )

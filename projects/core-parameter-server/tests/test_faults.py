@@ -161,7 +161,7 @@ def test_signal_keeps_the_last_checkpoint(
         job.remember_family()
         job.process.send_signal(signum)
         assert job.wait(30) == code, job.output()
-        wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+        job.wait_until_gone()
     assert "Traceback" not in job.output()
     with start("run.name=hurt", "run.resume=must", *COUNTED) as again:
         assert again.wait() == 0, again.output()

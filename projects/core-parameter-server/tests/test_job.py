@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from ray_shared.testing import steps_done_twice, wait_for
+from ray_shared.testing import steps_done_twice
 
 from .conftest import StartJob
 from .counting import (
@@ -34,7 +34,7 @@ def test_job_learns_digits_in_every_mode(start: StartJob, mode: list[str]):
     with start(*mode, "tracking.every_steps=1") as job:
         job.wait_for_event(lambda e: e["event"] == "step")
         assert job.wait() == 0, job.output()
-    wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+    job.wait_until_gone()
     result = job.result()
     metrics = result["metrics"]
     assert result["status"] == "ok"
@@ -77,7 +77,7 @@ def test_killed_shard_comes_back_and_every_gradient_counts_once(start: StartJob)
     assert applied(job) == every_gradient_once(3, NUM_UPDATES)
     assert metrics["accuracy"] >= 0.95
     assert "all shards rolled back to version" in job.output()
-    wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+    job.wait_until_gone()
 
 
 @pytest.mark.fault  # Four variants, one after the other.

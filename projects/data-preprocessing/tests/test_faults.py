@@ -81,7 +81,7 @@ def test_signal_ends_the_job_and_the_next_start_goes_on(
         job.wait_for_event(lambda e: e["event"] == "unit")
         job.process.send_signal(signum)
         assert job.wait(30) == code, job.output()
-        wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+        job.wait_until_gone()
     assert "Traceback" not in job.output()
     with start(*SMALL, "run.name=hurt") as again:
         assert again.wait() == 0, again.output()

@@ -32,7 +32,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory, ray_tmpdir: Path) -> Iterator
 
 
 def test_rows_are_prepared_and_accounted_for(calm: Job):
-    wait_for(lambda: not calm.survivors(), "end of the job's processes", 10)
+    calm.wait_until_gone()
     check_prepared(calm.result(), run_of(calm))
     assert "rows/s" in calm.output()
     assert "Traceback" not in calm.output()

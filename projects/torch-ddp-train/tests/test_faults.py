@@ -146,7 +146,7 @@ def test_signal_stops_the_job_and_keeps_its_last_checkpoint(
         group = signum == signal.SIGINT
         (os.killpg if group else os.kill)(job.process.pid, signum)
         assert job.wait(30) == code, job.output()
-        wait_for(lambda: not job.survivors(), "end of the job's processes", 10)
+        job.wait_until_gone()
         stopped_at = max(steps(job))
     assert job.result()["status"] == "failed"
     assert "Traceback" not in job.output()

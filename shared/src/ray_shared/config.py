@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import logging
+import re
 import sys
 import threading
 import traceback
@@ -254,12 +255,13 @@ def _unknown_key(key: str, schema: Any, groups: Sequence[str] | set[str]) -> str
 def _sentence(error: Exception) -> str:
     """The first line of a message of Hydra's or OmegaConf's, with the key it is about."""
     key, sentence = getattr(error, "full_key", None), str(error).splitlines()[0]
+    if match := re.fullmatch(r"Could not override '(.*)'\.", sentence):
+        return "{0}: to replace what is there, write '~{0}' '+{0}=...'".format(match[1])
     return f"{key}: {sentence}" if key else sentence
 
 
 def _missing_choice(error: MissingConfigException) -> str:
-    path = str(error.missing_cfg_file or "")
-    group, _, choice = path.rpartition("/")
+    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
     if not error.options:
         return _sentence(error)
     return f"{group}={choice}: must be one of {', '.join(sorted(error.options))}"

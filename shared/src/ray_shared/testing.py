@@ -131,6 +131,16 @@ class Job:
                     alive.append(process)
         return alive
 
+    def wait_until_gone(self, timeout_s: float = 30) -> None:
+        """Waits for the end of all its processes, once the job itself has ended.
+
+        Raises:
+            AssertionError: If some still run then; says which.
+        """
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not self.survivors(), "end of the job's processes", timeout_s)
+        assert not self.survivors(), [str(process) for process in self.survivors()]
+
     def survivors_but_agents(self) -> list[str]:
         """The names of its survivors, without Ray's two agents.
 
