@@ -138,10 +138,15 @@ def _axis(entry: dict[str, Any], values: list[float]) -> tuple[np.ndarray, tuple
     return (heights - ends[0]) / (span or 1), (low, high)
 
 
-def _importance(config: Config, rows: list[dict[str, Any]], events: list[Event]) -> "Figure | None":
-    """Functional ANOVA of the scores at the first epoch that all trials have reached.
+def importance(
+    config: Config, rows: list[dict[str, Any]], events: list[Event]
+) -> tuple[int, dict[str, float]] | None:
+    """Functional ANOVA of the scores at the last epoch that all trials have reached.
 
-    Last scores would compare trials of two epochs with trials of sixty.
+    Last scores would compare trials of four epochs with trials of sixty.
+
+    Returns:
+        The epoch, and each hyperparameter's share of the variance; None if there is too little.
     """
     searched = {n: e for n, e in config.space.items() if isinstance(e, dict)}
     rows = [row for row in rows if row["fate"] in (FINISHED, PRUNED) and row["epochs"]]
@@ -152,12 +157,11 @@ def _importance(config: Config, rows: list[dict[str, Any]], events: list[Event])
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     epoch = min(row["epochs"] for row in rows)
-    scores = scores_at(events, config.metric, epoch)
     distributions = OptunaSearch.convert_search_space(space.to_tune(searched))
     study = optuna.create_study()
-    first = {e["trial"]: e["hyperparameters"] for e in events if e["event"] == "trial"}
-    for trial, score in scores.items():
-        params = {name: first[trial][name] for name in searched}
+    drawn = {e["trial"]: e["hyperparameters"] for e in events if e["event"] == "trial"}
+    for trial, score in scores_at(events, config.metric, epoch).items():
+        params = {name: drawn[trial][name] for name in searched}
         if np.isfinite(score):
             study.add_trial(
                 optuna.trial.create_trial(
@@ -167,7 +171,14 @@ def _importance(config: Config, rows: list[dict[str, Any]], events: list[Event])
     if len({trial.value for trial in study.trials}) < 2:
         return None
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return epoch, dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def _importance(config: Config, rows: list[dict[str, Any]], events: list[Event]) -> "Figure | None":
+    found = importance(config, rows, events)
+    if found is None:
+        return None
+    epoch, shares = found
     figure = new_figure(6, 0.4 * len(shares) + 1)
     ax = figure.subplots()
     names = list(shares)[::-1]

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,8 @@ def write_best(config: Config, schedule: list[tuple[int, dict[str, Any]]], out: 
     preset: dict[str, Any] = {"objective": objective, "train": {"epochs": config.train.epochs}}
     if changes:
         objective["schedule"] = [
-            {"after_epoch": epoch} | {name: values[name] for name in config.space}
-            for epoch, values in changes
+            {"after_epoch": epoch} | {name: v for name, v in values.items() if v != before[name]}
+            for (_, before), (epoch, values) in pairwise(schedule)
         ]
         # As in the study, so that random numbers begin anew at the same epochs.
         preset["checkpoint"] = {"every_epochs": config.scheduler.perturbation_epochs}

@@ -1,0 +1,63 @@
+"""A user's mistake: exit code 2, one sentence, no Ray, nothing left in the storage.
+
+What else is refused stands in test_config.py, test_space.py and test_results.py.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import StartJob
+from .counting import configuration
+
+
+def refused(start: StartJob, *overrides: str) -> str:
+    """Runs the job, which must be refused, and returns its sentence."""
+    with start(*overrides) as job:
+        job.remember_family()
+        assert job.wait(60) == 2, job.output()
+    lines = job.output().strip().splitlines()
+    assert len(lines) == 1, job.output()
+    assert not job.output_dir.exists()
+    assert job.survivors() == []
+    return lines[0].removeprefix("error: ")
+
+
+def test_wrong_space_is_refused_and_leaves_nothing(start: StartJob, tmp_path: Path):
+    sentence = refused(start, "space.max_depth.randint=[9,2]")
+    expected = "space.max_depth.randint=[9, 2]: the low bound must be less than the high one"
+    assert sentence == expected
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".log"] == []
+
+
+def test_metric_that_no_trial_reports_is_refused(start: StartJob):
+    assert refused(start, "tune.metric=val_auc").startswith("tune.metric=val_auc: must be null or")
+
+
+def test_warm_start_without_a_file_is_refused(start: StartJob, tmp_path: Path):
+    sentence = refused(start, f"search.warm_start={tmp_path}/none.parquet")
+    assert sentence.startswith(f"search.warm_start={tmp_path}/none.parquet: no trials.parquet")
+
+
+def test_more_workers_than_there_is_room_for_are_refused(start: StartJob):
+    sentence = refused(start, "experiment=distributed", "trial.num_workers=9", "cluster.num_cpus=4")
+    assert sentence.startswith("trial.num_workers=9: each needs 0.5 CPU")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("tune.num_trials=9", "tune.num_trials=9: run 'old' was started with 24"),
+        ("space.max_depth.randint=[2,9]", "space.max_depth.randint=[2, 9]: run 'old' was started"),
+        ("scheduler=none", "scheduler.name=none: run 'old' was started with asha"),
+    ],
+)
+def test_another_study_of_the_same_name_is_refused(
+    start: StartJob, tmp_path: Path, override: str, sentence: str
+):
+    run = tmp_path / "runs" / "old"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(configuration().locked()))
+    assert refused(start, "run.name=old", override).startswith(sentence)
+    assert [p.name for p in run.iterdir()] == ["run.json"]
