@@ -210,11 +210,18 @@ def test_stopped_distributed_trials_leave_room_and_no_process(start: StartJob):
     assert metrics["test_accuracy"] > 0.5
 
 
-def test_grid_makes_every_combination_once(start: StartJob):
-    with start("search=grid", "space=xgboost_grid", "scheduler=none", "train.epochs=2") as job:
+def test_replay_of_a_populations_best_schedule_reaches_its_score(start: StartJob):
+    with start("objective=torch", "scheduler=pbt", "tune.num_trials=4", "train.epochs=16") as job:
         assert job.wait() == 0, job.output()
-    drawn = [tuple(e["hyperparameters"].values()) for e in job.events() if e["event"] == "trial"]
-    assert len(drawn) == len(set(drawn)) == 6
+    metrics = job.result()["metrics"]
+    assert metrics["num_exploits"] >= 1
+    # As `--config-dir` does.
+    searchpath = f"hydra.searchpath=[pkg://ray_shared.conf,file://{job.output_dir}/best]"
+    with start(searchpath, "objective=torch", "experiment=best", "action=train") as replay:
+        assert replay.wait() == 0, replay.output()
+    again = replay.result()["metrics"]
+    assert again["best_score"] == metrics["best_score"]
+    assert again["test_logloss"] == metrics["test_logloss"]
 
 
 def test_variants_are_compared(start: StartJob):

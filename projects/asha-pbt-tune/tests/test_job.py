@@ -68,32 +68,6 @@ def test_default_study_prunes_and_says_where_everything_is(start: StartJob):
     assert bundle.metrics["test_accuracy"] == metrics["test_accuracy"] > 0.85
 
 
-def test_population_takes_over_and_its_best_schedule_can_be_replayed(
-    start: StartJob, tmp_path: Path
-):
-    with start("objective=torch", "scheduler=pbt", "tune.num_trials=4", "train.epochs=16") as job:
-        assert job.wait() == 0, job.output()
-    metrics, events = job.result()["metrics"], job.events()
-    exploits = [e for e in events if e["event"] == "exploit"]
-    assert metrics["num_exploits"] == len(exploits) >= 1
-    assert metrics["num_perturbations"] >= 1
-    assert metrics["num_finished"] == 4
-    for event in exploits:
-        assert event["epoch"] % 4 == 0
-        assert 0 <= event["hyperparameters"]["dropout"] <= 0.6
-    # Only the best member's model is left of all the checkpoints.
-    run = Path(job.result()["artifacts"]["run"])
-    assert len(list(run.glob("*/checkpoint_*"))) == 1
-
-    # As `--config-dir` does.
-    searchpath = f"hydra.searchpath=[pkg://ray_shared.conf,file://{job.output_dir}/best]"
-    with start(searchpath, "objective=torch", "experiment=best", "action=train") as replay:
-        assert replay.wait() == 0, replay.output()
-    again = replay.result()["metrics"]
-    assert again["best_score"] == metrics["best_score"]
-    assert again["test_logloss"] == metrics["test_logloss"]
-
-
 def test_killed_driver_loses_no_trial_and_no_finished_work(start: StartJob, tmp_path: Path):
     study = ["run.name=killed", "scheduler=none", "search=random", "tune.num_trials=5", *SLOW]
     state = tmp_path / "runs" / "killed"

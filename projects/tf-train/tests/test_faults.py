@@ -30,7 +30,7 @@ from .counting import (
 )
 from .records import write_splits
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
 
 def test_worker_that_hangs_is_given_up_after_the_deadline(start: StartJob):

@@ -29,7 +29,7 @@ from .counting import (
     steps,
 )
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
 
 def test_truncated_newest_checkpoint_falls_back_to_the_one_before(start: StartJob, tmp_path: Path):

@@ -12,7 +12,7 @@ from ray_shared.testing import Job, drain_node, many_nodes, steps_done_twice, wa
 from .conftest import StartJob
 from .counting import ALL_STEPS, CHECKPOINT_EVERY, COUNTED, starts, step_reached, steps
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
 
 def join(cluster: Any) -> list[str]:
@@ -87,7 +87,7 @@ def test_elastic_run_shrinks_and_grows_with_the_cluster(start: StartJob):
         job.wait_for_event(
             lambda e: e["event"] == "start" and e["num_workers"] == 2 and e["step"] > alone["step"]
         )
-        assert job.wait(200) == 0, job.output()
+        assert job.wait(400) == 0, job.output()
     assert [e["num_workers"] for e in starts(job)] == [2, 1, 2]
     # The loss of the node and the resize redo at most what was not checkpointed.
     assert steps_done_twice(job.events()) <= 2 * (CHECKPOINT_EVERY + 1)

@@ -30,7 +30,7 @@ from ray_shared.tracking import Event, read_events
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:

@@ -28,7 +28,7 @@ SETTINGS = {
 }
 
 
-class EpochBudget(Stopper):  # type: ignore[misc] # Ray's decorator hides the type
+class EpochBudget(Stopper):
     """Ends a study when all its trials together have trained so many epochs."""
 
     def __init__(self, budget: int, record: Record):

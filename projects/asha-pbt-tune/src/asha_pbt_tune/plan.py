@@ -46,8 +46,8 @@ def make_plan(config: Config, cluster: dict[str, float]) -> Plan:
         groups = int((total + 1e-6) // group)
         if trial.use_gpu:
             groups = min(groups, int(cluster.get("GPU", 0) // trial.num_workers))
-        limit = min(max(groups, 1), config.tune.max_concurrent or groups)
-        return Plan(cpus, {"cpu": COORDINATOR_CPUS}, limit, limit)
+        at_once = min(max(groups, 1), config.tune.max_concurrent or max(groups, 1))
+        return Plan(cpus, {"cpu": COORDINATOR_CPUS}, at_once, at_once)
     cpus = trial.cpus or 1.0
     places = int((total + 1e-6) // cpus)
     if trial.use_gpu:

@@ -83,7 +83,7 @@ def _learning_curves(config: Config, rows: list[dict[str, Any]], events: list[Ev
     ax = figure.subplots()
     for row in rows:
         mine = [e for e in events if e["event"] == "epoch" and e["trial"] == row["trial"]]
-        x, y = [e["epoch"] for e in mine], [e.get(config.metric) for e in mine]
+        x, y = [e["epoch"] for e in mine], [e.get(config.metric, np.nan) for e in mine]
         ax.plot(x, y, color=COLORS[row["fate"]], alpha=0.6, linewidth=1)
         ax.plot(x[-1:], y[-1:], "o", color=COLORS[row["fate"]], markersize=3)
     for fate in (FINISHED, PRUNED, FAILED):

@@ -25,7 +25,7 @@ Event = dict[str, Any]
 FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
 
 
-class Record(Callback):  # type: ignore[misc] # Ray's metaclass hides the type
+class Record(Callback):
     """Writes events to `metrics.jsonl`, tells a person about them, and kills trials that hang."""
 
     def __init__(self, config: Config, output_dir: Path):

@@ -31,7 +31,7 @@ def table_of(events: list[Event]) -> list[dict[str, Any]]:
     """
     rows: dict[str, dict[str, Any]] = {}
     for event in events:
-        trial = event.get("trial")
+        trial = event["trial"]
         if event["event"] == "trial":
             rows[trial] = {"trial": trial, "fate": None, "epochs": 0, "score": None, "error": None}
             rows[trial] |= event["hyperparameters"]
@@ -233,6 +233,7 @@ def checkpoint_of(trial: Trial) -> Any:
     from ray.train import Checkpoint
 
     path = trial.last_result["checkpoint_path"]
+    assert trial.storage is not None
     return Checkpoint(path, filesystem=trial.storage.storage_filesystem)
 
 
@@ -240,12 +241,16 @@ def tidy(config: Config, trials: list[Trial], best: str | None) -> None:
     """Removes the checkpoints of a population, but for the best member's newest."""
     if config.scheduler.name != "pbt" or config.action != "tune":
         return
-    saved = {
-        result.checkpoint.path: result.checkpoint.filesystem
-        for trial in trials
-        for result in trial.run_metadata.checkpoint_manager.best_checkpoint_results
-    }
-    kept = {trial.checkpoint.path for trial in trials if trial.trial_id == best}
+    saved: dict[str, Any] = {}
+    kept = set()
+    for trial in trials:
+        manager = trial.run_metadata.checkpoint_manager
+        assert manager is not None
+        saved |= {
+            r.checkpoint.path: r.checkpoint.filesystem for r in manager.best_checkpoint_results
+        }
+        if trial.trial_id == best and trial.checkpoint is not None:
+            kept.add(trial.checkpoint.path)
     for path, filesystem in saved.items():
         # Those that a member took over from another one stand in the books of both.
         if path not in kept and filesystem.get_file_info(path).type != FileType.NotFound:

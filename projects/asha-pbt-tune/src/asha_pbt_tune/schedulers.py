@@ -40,7 +40,7 @@ def rungs(config: Config) -> list[int]:
     return found
 
 
-class RecordedPBT(PopulationBasedTraining):  # type: ignore[misc] # Ray's decorator hides the type
+class RecordedPBT(PopulationBasedTraining):
     """Population based training that stays inside the space and says who took over from whom."""
 
     def __init__(self, config: Config, record: Record):
@@ -71,7 +71,7 @@ class RecordedPBT(PopulationBasedTraining):  # type: ignore[misc] # Ray's decora
         return values, operations
 
 
-class PruningOptuna(OptunaSearch):  # type: ignore[misc] # Ray's decorator hides the type
+class PruningOptuna(OptunaSearch):
     """Optuna's TPE that knows which trials were stopped early.
 
     Tune's own class hands Optuna the last score of a stopped trial as if it were that of a whole

@@ -94,15 +94,16 @@ def search(
     random.seed(config.tune.seed)
     np.random.seed(config.tune.seed)  # noqa: NPY002 - it is theirs
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trainable = train_trial
     if config.trial.num_workers > 1:
-        from asha_pbt_tune import distributed  # Here, because torch takes seconds to import.
+        from asha_pbt_tune.distributed import DistributedTrial  # Here, for it imports torch.
 
-        trainable = distributed.train_trial
+        trainable = tune.with_parameters(DistributedTrial, settings=config, run_dir=run_dir)
+    else:
+        trainable = tune.with_parameters(train_trial, settings=config)
     # `tune.run` and not `Tuner`: `Tuner.restore` takes scheduler and callbacks out of a pickle of
     # the first start, here they are those of this start.
     analysis = tune.run(
-        tune.with_parameters(trainable, config=config, run_dir=run_dir),
+        trainable,
         name=run_dir.path.rpartition("/")[2],
         storage_path=run_dir.path.rpartition("/")[0],
         storage_filesystem=run_dir.filesystem,
@@ -115,7 +116,7 @@ def search(
         max_concurrent_trials=plan.limit if config.searcher == "optuna" else None,
         resources_per_trial=plan.resources,
         # Trials of the same size take over each other's process: a new one takes seconds to import.
-        reuse_actors=config.trial.num_workers == 1,
+        reuse_actors=True,
         max_failures=config.failure.max_failures,
         checkpoint_config=CheckpointConfig(
             # PBT clones any of them; `results.finish` removes what is not needed any more.
@@ -161,26 +162,24 @@ def make_scheduler(config: Config, record: Record) -> TrialScheduler:
     return schedulers.asha(config, record)
 
 
-def train_trial(hyperparameters: dict[str, Any], config: Config, run_dir: Storage) -> None:
+def train_trial(hyperparameters: dict[str, Any], settings: Config) -> None:
     """One trial, in a process of its own: an epoch, a report, and so on.
 
     Args:
         hyperparameters: What was drawn for it.
-        config: The objective and all that is the same in every trial.
-        run_dir: Not needed here.
+        settings: The configuration, the same for every trial.
     """
-    del run_dir
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1)
-    objective = objectives.build(config, hyperparameters, max(int(cpus), 1))
+    objective = objectives.build(settings, hyperparameters, max(int(cpus), 1))
     newest = tune.get_checkpoint()
     if newest is not None:
         with newest.as_directory() as directory:
             objective.load(Path(directory))
-    while objective.epoch < config.train.epochs:
-        objective.set(objectives.values_at(config, hyperparameters, objective.epoch))
+    while objective.epoch < settings.train.epochs:
+        objective.set(objectives.values_at(settings, hyperparameters, objective.epoch))
         metrics = objective.train_epoch()
         event = {"epoch": objective.epoch, "pid": os.getpid(), **metrics}
-        if not objectives.checkpoint_due(config, objective.epoch):
+        if not objectives.checkpoint_due(settings, objective.epoch):
             tune.report(event)
             continue
         with tempfile.TemporaryDirectory() as directory:
