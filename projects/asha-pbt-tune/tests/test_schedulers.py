@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
+import pytest
 from asha_pbt_tune import schedulers, space
-from asha_pbt_tune.record import Record, number
+from asha_pbt_tune.record import Record, number, reason_of
 from ray.tune.schedulers import TrialScheduler
 
 from .counting import configuration
@@ -87,6 +88,29 @@ def test_a_warm_start_counts_as_finished_trials():
     # With the best score at 0.25, TPE proposes values near it; a random draw would not.
     drawn = [searcher.suggest(str(i))["learning_rate"] for i in range(20)]
     assert sum(abs(value - 0.25) < 0.2 for value in drawn) >= 12
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (
+            "The actor died unexpectedly before\n\tpid: 5\nsome detail",
+            "its process died, or its node",
+        ),
+        (
+            "1 worker(s) were killed due to the node running low on memory. Memory on the",
+            "out of memory: Ray killed its process",
+        ),
+        (
+            "Traceback\n  File x\nxgboost.core.XGBoostError: value 1.5\nsubsample: Row ratio",
+            "xgboost.core.XGBoostError: value 1.5",
+        ),
+        ("Traceback\n  File x\nmy.Strange: oh\n", "my.Strange: oh"),
+    ],
+)
+def test_the_last_failure_is_told_in_a_line(failure: str, reason: str):
+    first = "Failure # 1 (occurred at 2026)\nValueError: not this one\n"
+    assert reason_of(f"{first}Failure # 2 (occurred at 2026)\n{failure}\n") == reason
 
 
 def test_trials_are_told_by_their_number():

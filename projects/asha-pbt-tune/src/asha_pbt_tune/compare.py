@@ -41,7 +41,7 @@ class EpochBudget(Stopper):
 
     def stop_all(self) -> bool:
         """Whether all are."""
-        return sum(e["event"] == "epoch" for e in self.record.events) >= self.budget
+        return self.record.epochs_spent >= self.budget
 
 
 def variant_of(config: Config, variant: str, seed: int) -> Config:

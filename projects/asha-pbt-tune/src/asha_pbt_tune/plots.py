@@ -108,7 +108,9 @@ def _parallel_coordinates(config: Config, rows: list[dict[str, Any]]) -> "Figure
     figure = new_figure(1.6 * (len(searched) + 1) + 1, 4)
     ax = figure.subplots()
     axes = [_axis(config.space[name], [row[name] for row in scored]) for name in searched]
-    axes.append(_axis({"uniform": None}, [row["score"] for row in scored]))
+    positive = config.mode == "min" and min(row["score"] for row in scored) > 0
+    scale = {"loguniform": None} if positive else {"uniform": None}
+    axes.append(_axis(scale, [row["score"] for row in scored]))
     ranks = np.argsort(np.argsort([row["score"] for row in scored]))
     good = 1 - ranks / max(len(scored) - 1, 1) if config.mode == "min" else ranks / len(scored)
     for index in np.argsort(good):  # The best on top.

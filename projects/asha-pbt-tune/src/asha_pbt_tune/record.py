@@ -8,13 +8,13 @@ Source: https://docs.ray.io/en/releases-2.60.0/tune/tutorials/tune-metrics.html
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
@@ -31,25 +31,34 @@ class Record(Callback):
     def __init__(self, config: Config, output_dir: Path):
         self.config = config
         self.events: list[Event] = []
+        self.epochs_spent = 0
+        """By all trials together."""
         self.events_path = output_dir / "metrics.jsonl"
         self.extra_state: dict[str, Callable[..., Any]] = {}
         """`get` and `set` of the scheduler's own state, if it has some."""
         self._heard: dict[str, float] = {}
         """Trial to the time of its last sign of life, in this process's monotonic seconds."""
         self._killed: set[str] = set()
+        self._begun: set[str] = set()
 
     def add(self, event: Event) -> None:
         """Records one event."""
         event = event | {"time": round(time.time(), 3)}
-        self.events.append(event)
+        self._count(event)
         with self.events_path.open("a") as file:
             file.write(json.dumps(event, default=str) + "\n")
+
+    def _count(self, event: Event) -> None:
+        self.events.append(event)
+        self.epochs_spent += event["event"] == "epoch"
+        if event["event"] == "trial":
+            self._begun.add(event["trial"])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         """A trial's process has taken it on: at its beginning, or later again."""
         del iteration, trials
         self._heard[trial.trial_id] = time.monotonic()
-        if not any(e["event"] == "trial" and e["trial"] == trial.trial_id for e in self.events):
+        if trial.trial_id not in self._begun:
             values = dict(trial.config)
             self.add({"event": "trial", "trial": trial.trial_id, "hyperparameters": values})
 
@@ -130,7 +139,8 @@ class Record(Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The opposite of `get_state`."""
-        self.events = list(state["events"])
+        for event in state["events"]:
+            self._count(event)
         if self.extra_state and "scheduler" in state:
             self.extra_state["set"](state["scheduler"])
 
@@ -158,19 +168,21 @@ class Record(Callback):
         if trial.trial_id in self._killed:
             self._killed.discard(trial.trial_id)
             timeout_s = self.config.failure.report_timeout_s
-            return (
-                f"no report for {timeout_s:g} s (failure.report_timeout_s): its process was killed"
-            )
-        error = trial.get_pickled_error() or trial.get_error()
-        cause = getattr(error, "cause", None)
-        while cause is not None and cause is not error:
-            error, cause = cause, getattr(cause, "cause", None)
-        if isinstance(error, OutOfMemoryError):
-            return "out of memory: Ray killed its process"
-        if isinstance(error, RayActorError):
-            return "its process died, or its node"
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return lines[-1].strip()
+            return f"killed: no report for failure.report_timeout_s={timeout_s:g}"
+        path = trial.error_file
+        return reason_of(Path(path).read_text()) if path is not None else "unknown"
+
+
+def reason_of(text: str) -> str:
+    """The last failure in what Tune writes about the failures of a trial, in a line."""
+    _, _, failure = text.rpartition("Failure # ")
+    _, _, failure = failure.partition("\n")
+    if "killed due to the node running low on memory" in failure:
+        return "out of memory: Ray killed its process"
+    if failure.startswith("The actor"):
+        return "its process died, or its node"
+    errors = re.findall(r"^[\w.]+(?:Error|Exception|Exit)\b.*$", failure, re.MULTILINE)
+    return str(errors[-1]) if errors else failure.strip().rpartition("\n")[2]
 
 
 def number(trial_id: str) -> str:

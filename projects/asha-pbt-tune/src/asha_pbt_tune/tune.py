@@ -30,7 +30,7 @@ from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 
-from asha_pbt_tune import objectives, results, schedulers, space, warm_start
+from asha_pbt_tune import memory, objectives, results, schedulers, space, warm_start
 from asha_pbt_tune.config import PROJECT, Config
 from asha_pbt_tune.plan import Plan, make_plan
 from asha_pbt_tune.record import Record
@@ -94,6 +94,7 @@ def search(
     random.seed(config.tune.seed)
     np.random.seed(config.tune.seed)  # noqa: NPY002 - it is theirs
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    memory.trials_die_alone()
     if config.trial.num_workers > 1:
         from asha_pbt_tune.distributed import DistributedTrial  # Here, for it imports torch.
 
