@@ -20,4 +20,4 @@ def _task_failed(self: RayActorManager, tracked_actor_task: Any, exception: Exce
 
 def trials_die_alone() -> None:
     """Lets Tune see such a kill as what it is for a study: an actor that has died."""
-    RayActorManager._actor_task_failed = _task_failed  # type: ignore[assignment]
+    RayActorManager._actor_task_failed = _task_failed  # type: ignore[method-assign]

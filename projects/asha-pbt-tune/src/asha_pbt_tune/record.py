@@ -186,8 +186,9 @@ def reason_of(text: str) -> str:
 
 
 def number(trial_id: str) -> str:
-    """The number of a trial inside its study: the end of its id."""
-    return trial_id.rpartition("_")[2].lstrip("0") or "0"
+    """What a trial is called inside its study: the end of its id, a number or eight digits."""
+    _, separator, end = trial_id.rpartition("_")
+    return str(int(end)) if separator else end
 
 
 def _short(value: Any) -> str:
