@@ -1,9 +1,9 @@
 """This project beside Optuna alone and beside Ray Tune as its guides write it, in one run.
 
-Parts: `short` (trials of a fraction of a second), `long` (trials of five seconds and more),
-`nested` (a Ray Train run in each trial) and `search` (random, ASHA, ASHA with TPE and PBT with the
-same epochs to spend: `action=compare`). The commands take turns, a ratio is the median of the
-ratios within the rounds. A missed target is shown as it is.
+Parts: `short` (trials of a fraction of a second), `long` and `pruned` (trials of five seconds and
+more, all their epochs or with ASHA), `nested` (a Ray Train run in each trial) and `search` (random,
+ASHA, ASHA with TPE and PBT with the same epochs to spend: `action=compare`). The commands take
+turns, a ratio is the median of the ratios within the rounds. A missed target is shown as it is.
 
     nox -s bench -- asha-pbt-tune --part short
 """
@@ -45,15 +45,15 @@ PEERS = {
     "nested": ("obvious",),
 }
 TARGETS = {
-    "short": [("trials_per_min", "obvious", ">=", 4.0), ("trials_per_min", "optuna", ">=", 1.0)],
+    "short": [("trials_per_min", "obvious", ">=", 4.0)],
     "long": [("wall_s", "optuna", "<=", 1.3)],
     "pruned": [("wall_s", "optuna", "<=", 1.3)],
-    "nested": [("first_epoch_s", "obvious", "<=", 0.5)],
+    "nested": [("trial_s", "obvious", "<=", 0.5)],
 }
 TITLES = {
     "wall_s": "whole command, s",
     "trials_per_min": "trials a minute, start-up excluded",
-    "first_epoch_s": "seconds of a trial",
+    "trial_s": "seconds of a trial",
     "target_s": "launch to target score, s",
     "epochs_spent": "epochs spent",
     "best_score": "best score",
@@ -98,7 +98,7 @@ def run_once(variant: str, part: str, overrides: list[str], directory: Path) -> 
     return {
         "wall_s": wall_s,
         "trials_per_min": 60 * found["num_trials"] / found["study_s"],
-        "first_epoch_s": found["study_s"] / found["num_trials"],
+        "trial_s": found["study_s"] / found["num_trials"],
         "epochs_spent": len(found["epochs"]),
         "best_score": min(e["score"] for e in found["epochs"]),
         "curve": sorted((e["time"] - launched, e["score"]) for e in found["epochs"]),

@@ -15,13 +15,7 @@ from .counting import configuration
 def refused(start: StartJob, *overrides: str) -> str:
     """Runs the job, which must be refused, and returns its sentence."""
     with start(*overrides) as job:
-        job.remember_family()
-        assert job.wait(60) == 2, job.output()
-    lines = job.output().strip().splitlines()
-    assert len(lines) == 1, job.output()
-    assert not job.output_dir.exists()
-    assert job.survivors() == []
-    return lines[0].removeprefix("error: ")
+        return job.refusal()
 
 
 def test_wrong_space_is_refused_and_leaves_nothing(start: StartJob, tmp_path: Path):
@@ -43,6 +37,24 @@ def test_warm_start_without_a_file_is_refused(start: StartJob, tmp_path: Path):
 def test_more_workers_than_there_is_room_for_are_refused(start: StartJob):
     sentence = refused(start, "experiment=distributed", "trial.num_workers=9", "cluster.num_cpus=4")
     assert sentence.startswith("trial.num_workers=9: each needs 0.5 CPU")
+
+
+def test_study_whose_state_is_torn_is_refused(start: StartJob, tmp_path: Path):
+    run = tmp_path / "runs" / "old"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(configuration().locked()))
+    (run / "experiment_state-2026-11-25_04-00-33.json").write_text('{"trial_data": [[')
+    assert refused(start, "run.name=old").endswith("choose another run.name")
+
+
+def test_study_that_has_no_state_cannot_be_one_that_must_be_resumed(
+    start: StartJob, tmp_path: Path
+):
+    run = tmp_path / "runs" / "old"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps(configuration().locked()))
+    sentence = refused(start, "run.name=old", "run.resume=must")
+    assert sentence.startswith("run.resume=must: ")
 
 
 @pytest.mark.parametrize(

@@ -86,12 +86,23 @@ def test_preset_composes_with_the_command_in_its_first_comment(preset: Path):
         (["scheduler.grace_epochs=65"], "scheduler.grace_epochs=65: must be <= train.epochs=64"),
         (["scheduler.reduction_factor=1"], "scheduler.reduction_factor=1: must be >= 2"),
         (["scheduler.quantile_fraction=0.6"], "must be in (0, 0.5]"),
-        (["scheduler=pbt", "tune.num_trials=1"], "tune.num_trials=1: a population has 2 or more"),
-        (["scheduler=pbt", "tune.max_concurrent=1"], "the whole population trains"),
+        (
+            ["scheduler=pbt", "tune.num_trials=1"],
+            "tune.num_trials=1: must be >= 2 with PBT",
+        ),
+        (
+            ["scheduler=pbt", "tune.max_concurrent=1"],
+            "must be null with PBT: all take part",
+        ),
+        (
+            ["action=compare", "tune.max_concurrent=1"],
+            "must be null with PBT: all take part",
+        ),
+        (["action=compare", "scheduler=none", "train.epochs=3"], "must be <= train.epochs=3"),
         (["trial.num_workers=2"], "trial.num_workers=2: only with objective=torch"),
         (
             ["objective=torch", "trial.num_workers=2", "scheduler=pbt"],
-            "trial.num_workers=2 with scheduler=pbt: Ray Train gives its checkpoints to no other",
+            "trial.num_workers=2: must be 1 with PBT: Ray Train gives its checkpoints to no",
         ),
         (["trial.cpus=0"], "trial.cpus=0.0: must be null or > 0"),
         (["failure.max_failed_fraction=2"], "failure.max_failed_fraction=2.0: must be in [0, 1]"),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ from .test_job import SLOW
 pytestmark = pytest.mark.fault
 
 
-def trained(trial_epoch: int) -> object:
+def trained(trial_epoch: int) -> Callable[[Event], bool]:
     """Whether an event is an epoch at least so late."""
     return lambda e: e["event"] == "epoch" and e["epoch"] >= trial_epoch
 
@@ -73,6 +74,7 @@ def test_study_in_which_every_trial_fails_says_so(start: StartJob):
         assert job.wait() == 1, job.output()
     assert job.result()["error"] == "none of 2 trials finished; 2 failed"
     assert "Traceback" not in job.output()
+    assert "Trials did not complete" not in job.output()
 
 
 def test_trial_that_hangs_is_killed_and_goes_on_from_its_checkpoint(start: StartJob):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from asha_pbt_tune import compare, plots, results, warm_start
+from asha_pbt_tune import compare, earlier, plots, results
 from asha_pbt_tune.config import Config
 from asha_pbt_tune.objectives import values_at
 from ray_shared.config import compose
@@ -85,7 +85,7 @@ def test_a_score_that_is_no_number_is_never_the_best():
 
 
 def test_a_study_without_a_finished_trial_has_no_best():
-    counts = results.summarize(configuration(*TORCH), ASHA[:6][:5])
+    counts = results.summarize(configuration(*TORCH), ASHA[:5])
     assert counts["best_score"] is None
     assert results.summarize(configuration(*TORCH), [])["num_trials"] == 0
 
@@ -141,7 +141,7 @@ def test_the_table_of_trials_can_start_another_study(tmp_path: Path):
     searched += ["~space.num_layers", f"search.warm_start={path}"]
     # Of the finished ones, 0.4 lies outside.
     wide = [*searched, "~space.lr", "+space.lr={uniform: [0.1, 0.3]}"]
-    assert warm_start.read(configuration(*TORCH, *wide)) == ([{"width": 64, "lr": 0.2}], [0.17])
+    assert earlier.warm_start(configuration(*TORCH, *wide)) == ([{"width": 64, "lr": 0.2}], [0.17])
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_wrong_warm_start_is_refused(
     elif isinstance(content, bytes):
         path.write_bytes(content)
     with pytest.raises(UserError, match="search.warm_start=") as error:
-        warm_start.read(configuration(*TORCH, f"search.warm_start={path}", *overrides))
+        earlier.warm_start(configuration(*TORCH, f"search.warm_start={path}", *overrides))
     assert sentence in str(error.value)
 
 

@@ -116,6 +116,12 @@ def test_pbt_stays_inside_the_space():
     }
 
 
+def test_a_float_pushed_to_a_whole_bound_stays_a_float():
+    pushed = space.inside({"dropout": {"uniform": [0, 1]}}, {"dropout": 1.2})
+    assert isinstance(pushed["dropout"], float)
+    assert pushed == {"dropout": 1.0}
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -73,13 +73,7 @@ def test_wrong_value_is_refused_by_key(overrides: list[str], expected: str):
 def refused(start: StartJob, *overrides: str) -> str:
     """Runs the job, which must be refused, and returns its sentence."""
     with start(*overrides) as job:
-        job.remember_family()
-        assert job.wait(60) == 2, job.output()
-    lines = job.output().strip().splitlines()
-    assert len(lines) == 1, job.output()
-    assert not job.output_dir.exists()
-    assert job.survivors() == []
-    return lines[0].removeprefix("error: ")
+        return job.refusal()
 
 
 def test_more_actors_than_the_cluster_has_room_for_are_refused(start: StartJob, tmp_path: Path):

@@ -131,6 +131,21 @@ class Job:
                     alive.append(process)
         return alive
 
+    def refusal(self) -> str:
+        """Waits for a job that is the user's mistake; its sentence.
+
+        Raises:
+            AssertionError: If it does anything else than to say one sentence and leave nothing.
+        """
+        self.remember_family()
+        assert self.wait(60) == 2, self.output()
+        lines = self.output().strip().splitlines()
+        assert len(lines) == 1, self.output()
+        assert lines[0].startswith("error: ")
+        assert not self.output_dir.exists()
+        assert self.survivors() == []
+        return lines[0].removeprefix("error: ")
+
     def wait_until_gone(self, timeout_s: float = 30) -> None:
         """Waits for the end of all its processes, once the job itself has ended.
 

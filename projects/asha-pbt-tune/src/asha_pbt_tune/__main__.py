@@ -7,19 +7,20 @@ from ray_shared import cluster, config, storage
 from ray_shared.report import Report
 from ray_shared.runs import check_run
 
+from asha_pbt_tune import data, earlier
 from asha_pbt_tune.config import PROJECT, Config
 from asha_pbt_tune.environment import RAY_DEFAULTS
+from asha_pbt_tune.plan import COORDINATOR_CPUS
 
 
 def demand(cfg: Config) -> cluster.Demand:
     """Room for one trial, or for the workers of one; see `make_plan`."""
     trial, distributed = cfg.trial, cfg.trial.num_workers > 1
-    cpus = trial.cpus or (0.5 if distributed else 1)
     return cluster.Demand(
         num_workers=trial.num_workers,
-        cpus_per_worker=cpus,
+        cpus_per_worker=trial.cpus or (0.5 if distributed else 1),
         gpus_per_worker=1 if trial.use_gpu else 0,
-        extra_cpus=0.1 if distributed else 0,
+        extra_cpus=COORDINATOR_CPUS if distributed else 0,
         extra_for="the trial itself",
         key="trial.num_workers",
         ray_train=distributed,
@@ -28,15 +29,14 @@ def demand(cfg: Config) -> cluster.Demand:
 
 def preflight(cfg: Config) -> None:
     """Everything that can be wrong without Ray: room, files, storage, the study to resume."""
-    from asha_pbt_tune import data, warm_start
-
     cluster.check_planned(cfg.cluster, demand(cfg))
     if cfg.objective.path is not None:
         data.check_prepared(cfg.objective.path)
-    if cfg.search.warm_start is not None:
-        warm_start.read(cfg)
+    earlier.warm_start(cfg)
     storage.probe(cfg.storage.path)
-    check_run(cfg.run, storage.open_storage(cfg.storage.path), cfg.locked(), snapshot="run.json")
+    runs = storage.open_storage(cfg.storage.path)
+    state = earlier.newest_state(runs.child(cfg.run.name)) if cfg.run.name else None
+    check_run(cfg.run, runs, cfg.locked(), snapshot=state or earlier.STATE)
 
 
 @config.main(Config, "asha_pbt_tune.conf", PROJECT, preflight)

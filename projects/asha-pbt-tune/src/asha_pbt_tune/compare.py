@@ -17,15 +17,10 @@ from ray_shared.storage import open_storage
 
 from asha_pbt_tune import plots, results, tune
 from asha_pbt_tune.config import PROJECT, Config
+from asha_pbt_tune.hyperparameters import VARIANTS
 from asha_pbt_tune.record import Event, Record
 
 logger = logging.getLogger(__name__)
-SETTINGS = {
-    "random": {"search": "random", "scheduler": "none"},
-    "asha": {"search": "random", "scheduler": "asha"},
-    "asha_tpe": {"search": "optuna", "scheduler": "asha"},
-    "pbt": {"search": "random", "scheduler": "pbt"},
-}
 
 
 class EpochBudget(Stopper):
@@ -49,15 +44,16 @@ def variant_of(config: Config, variant: str, seed: int) -> Config:
 
     Schedulers that stop trials may begin as many as the epochs allow.
     """
-    setting = SETTINGS[variant]
+    search, scheduler = VARIANTS[variant]
     budget = config.tune.num_trials * config.train.epochs
-    many = setting["scheduler"] == "asha"
-    num_trials = budget // config.scheduler.grace_epochs if many else config.tune.num_trials
+    num_trials = config.tune.num_trials
+    if scheduler == "asha":
+        num_trials = budget // config.scheduler.grace_epochs
     return dataclasses.replace(
         config,
         action="tune",
-        search=dataclasses.replace(config.search, name=setting["search"]),
-        scheduler=dataclasses.replace(config.scheduler, name=setting["scheduler"]),
+        search=dataclasses.replace(config.search, name=search),
+        scheduler=dataclasses.replace(config.scheduler, name=scheduler),
         tune=dataclasses.replace(config.tune, num_trials=num_trials, seed=seed),
     )
 

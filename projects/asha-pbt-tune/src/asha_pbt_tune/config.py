@@ -8,13 +8,12 @@ from ray_shared.errors import UserError, check
 from ray_shared.groups import ClusterConfig, RunConfig, StorageConfig
 
 from asha_pbt_tune import space
-from asha_pbt_tune.hyperparameters import DATASETS, OBJECTIVES, REGRESSION_METRICS
+from asha_pbt_tune.hyperparameters import DATASETS, OBJECTIVES, REGRESSION_METRICS, VARIANTS
 
 PROJECT = "asha-pbt-tune"
 ACTIONS = ("tune", "train", "compare")
 SEARCHES = ("auto", "optuna", "random", "grid")
 SCHEDULERS = ("asha", "pbt", "none")
-VARIANTS = ("random", "asha", "asha_tpe", "pbt")
 
 
 @dataclass
@@ -157,8 +156,7 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         check(self.num_workers >= 1, "trial.num_workers", self.num_workers, ">= 1")
-        ok = self.cpus is None or self.cpus > 0
-        check(ok, "trial.cpus", self.cpus, "null or > 0")
+        check(self.cpus is None or self.cpus > 0, "trial.cpus", self.cpus, "null or > 0")
         check(self.start_timeout_s > 0, "trial.start_timeout_s", self.start_timeout_s, "> 0")
 
 
@@ -192,8 +190,7 @@ class FailureConfig:
         check(self.max_failures >= 0, "failure.max_failures", self.max_failures, ">= 0")
         fraction = self.max_failed_fraction
         check(0 <= fraction <= 1, "failure.max_failed_fraction", fraction, "in [0, 1]")
-        timeout_s = self.report_timeout_s
-        check(timeout_s > 0, "failure.report_timeout_s", timeout_s, "> 0")
+        check(self.report_timeout_s > 0, "failure.report_timeout_s", self.report_timeout_s, "> 0")
 
 
 @dataclass
@@ -207,7 +204,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         check(self.num_seeds >= 1, "compare.num_seeds", self.num_seeds, ">= 1")
-        ok = len(self.variants) >= 1 and set(self.variants) <= set(VARIANTS)
+        ok = len(self.variants) >= 1 and set(self.variants) <= VARIANTS.keys()
         check(ok, "compare.variants", self.variants, f"some of {', '.join(VARIANTS)}")
 
 
@@ -239,7 +236,7 @@ class Config:
         self._check_metric()
         self._check_search()
         grace = self.scheduler.grace_epochs
-        ok = self.scheduler.name != "asha" or grace <= self.train.epochs
+        ok = "asha" not in self.schedulers or grace <= self.train.epochs
         check(ok, "scheduler.grace_epochs", grace, f"<= train.epochs={self.train.epochs}")
         workers = self.trial.num_workers
         if workers > 1 and self.objective.name != "torch":
@@ -253,31 +250,35 @@ class Config:
         ok = metric is None or metric in metrics
         check(ok, "tune.metric", metric, f"null or what the objective reports: {_one_of(metrics)}")
         better = metrics[self.metric]
-        ok = mode in (None, better)
-        check(ok, "tune.mode", mode, f"null or {better} for tune.metric={self.metric}")
+        allowed = f"null or {better} for tune.metric={self.metric}"
+        check(mode in (None, better), "tune.mode", mode, allowed)
 
     def _check_search(self) -> None:
-        search, pbt = self.search.name, self.scheduler.name == "pbt"
-        if pbt and search == "optuna":
+        search, pbt = self.search.name, "pbt" in self.schedulers
+        if self.scheduler.name == "pbt" and search == "optuna":
             raise UserError(
                 "search=optuna with scheduler=pbt: PBT changes hyperparameters while a trial runs, "
                 "and TPE would learn from values that no trial had throughout; choose search=random"
             )
-        if pbt and self.trial.num_workers > 1:
-            raise UserError(
-                f"trial.num_workers={self.trial.num_workers} with scheduler=pbt: Ray Train gives "
-                "its checkpoints to no other trial; choose scheduler=asha"
-            )
-        if pbt and self.tune.num_trials < 2 and self.action == "tune":
-            raise UserError(f"tune.num_trials={self.tune.num_trials}: a population has 2 or more")
-        if pbt and self.tune.max_concurrent is not None:
-            raise UserError("tune.max_concurrent with scheduler=pbt: the whole population trains")
+        if pbt:
+            allowed = "1 with PBT: Ray Train gives its checkpoints to no other trial"
+            check(self.trial.num_workers == 1, "trial.num_workers", self.trial.num_workers, allowed)
+            at_once, trials = self.tune.max_concurrent, self.tune.num_trials
+            check(at_once is None, "tune.max_concurrent", at_once, "null with PBT: all take part")
+            check(trials >= 2, "tune.num_trials", trials, ">= 2 with PBT: a population")
         if self.search.warm_start is not None and self.searcher != "optuna":
             raise UserError(f"search.warm_start={self.search.warm_start}: only with search=optuna")
         if search == "grid":
             number, trials = space.combinations(self.space), self.tune.num_trials
             allowed = f">= {number}, the combinations of search=grid"
             check(number <= trials, "tune.num_trials", trials, allowed)
+
+    @property
+    def schedulers(self) -> set[str]:
+        """Names of all that are used."""
+        if self.action == "compare":
+            return {VARIANTS[variant][1] for variant in self.compare.variants}
+        return {self.scheduler.name}
 
     @property
     def metric(self) -> str:

@@ -11,7 +11,7 @@ https://docs.ray.io/en/releases-2.60.0/train/user-guides/hyperparameter-optimiza
 
 import json
 import logging
-import os
+import shutil
 import tempfile
 import threading
 import time
@@ -25,6 +25,7 @@ from ray import tune
 from ray.train.collective import broadcast_from_rank_zero
 from ray_shared import training
 from ray_shared.storage import Storage
+from ray_shared.tracking import Event, read_new_events
 
 from asha_pbt_tune import objectives
 from asha_pbt_tune.config import Config
@@ -53,8 +54,10 @@ class DistributedTrial(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial in the same process."""
+        """The next trial in the same process, unless the workers of this one do not end."""
         self.cleanup()
+        if self._thread.is_alive():
+            return False
         self._begin(new_config)
         return True
 
@@ -64,12 +67,15 @@ class DistributedTrial(tune.Trainable):
         Raises:
             RuntimeError: If they have ended before.
         """
-        while not (lines := self._lines()):
-            if not self._thread.is_alive() and not self._lines():
+        while not self._reported:
+            ended = not self._thread.is_alive()  # Before the look, which then sees all there is.
+            found, self._position = read_new_events(self._events, self._position)
+            self._reported += found
+            if ended and not found:
                 raise RuntimeError(self._error or "the workers ended before their last epoch")
-            time.sleep(POLL_S)
-        self._read += 1
-        event: dict[str, Any] = json.loads(lines[0])
+            if not found:
+                time.sleep(POLL_S)
+        event = self._reported.pop(0)
         return event | {"done": event["epoch"] >= self.settings.train.epochs}
 
     def cleanup(self) -> None:
@@ -79,6 +85,7 @@ class DistributedTrial(tune.Trainable):
             self._thread.join(PATIENCE_S)
         if self._stop.exists():
             self._stop.delete()
+        shutil.rmtree(self._events.parent, ignore_errors=True)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: Ray Train has the checkpoints, under the name of the trial."""
@@ -87,7 +94,8 @@ class DistributedTrial(tune.Trainable):
         """Nothing, either."""
 
     def _begin(self, hyperparameters: dict[str, Any]) -> None:
-        self._read, self._error = 0, ""
+        self._reported: list[Event] = []
+        self._position, self._error = 0, ""
         self._events = Path(tempfile.mkdtemp(prefix="trial-")) / "events"
         self._stop = self.run_dir.child(f"train/{self.trial_id}.stop")
         if self._stop.exists():  # A study that was killed while it stopped this trial.
@@ -126,13 +134,6 @@ class DistributedTrial(tune.Trainable):
             trainer.fit()
         except Exception as error:  # noqa: BLE001 - whatever it was: `step` raises it
             self._error = str(error).strip().splitlines()[-1]
-
-    def _lines(self) -> list[str]:
-        """The whole lines that `step` has not returned yet."""
-        if not self._events.exists():
-            return []
-        whole, _, _ = self._events.read_text().rpartition("\n")
-        return whole.splitlines()[self._read :]
 
 
 class Reports(ray.train.UserCallback):
@@ -175,7 +176,8 @@ def train_worker(loop: dict[str, Any]) -> None:
         if broadcast_from_rank_zero(network.rank == 0 and stop.exists()):
             return
         network.set(objectives.values_at(config, loop["hyperparameters"], network.epoch))
-        event = {**network.train_epoch(), "epoch": network.epoch, "pid": os.getpid()}
+        metrics = network.train_epoch()
+        event = {"epoch": network.epoch, **metrics}
         checkpoint = None
         if objectives.checkpoint_due(config, network.epoch) and network.rank == 0:
             directory = tempfile.mkdtemp(prefix="checkpoint-")

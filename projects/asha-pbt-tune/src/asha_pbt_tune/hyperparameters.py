@@ -1,4 +1,4 @@
-"""What each objective can be told, and what it reports.
+"""What each objective can be told, what it reports, and which ways to search are compared.
 
 Plain tables, so that a mistake in a search space is found before anything heavy is imported.
 """
@@ -14,6 +14,13 @@ DATASETS = {
     "diabetes": REGRESSION_METRICS,
 }
 """Those inside scikit-learn, and their metrics with the better end of each."""
+VARIANTS = {
+    "random": ("random", "none"),
+    "asha": ("random", "asha"),
+    "asha_tpe": ("optuna", "asha"),
+    "pbt": ("random", "pbt"),
+}
+"""What `action=compare` compares: search and scheduler."""
 
 
 @dataclass(frozen=True)

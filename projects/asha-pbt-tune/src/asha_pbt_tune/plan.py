@@ -35,7 +35,6 @@ def make_plan(config: Config, cluster: dict[str, float]) -> Plan:
         cluster: Ray's resources: `CPU`, `GPU`.
     """
     total, trial = cluster.get("CPU", 1), config.trial
-    gpus = {"GPU": 1.0} if trial.use_gpu else {}
     if trial.num_workers > 1:
         cpus = trial.cpus
         if cpus is None:
@@ -46,12 +45,13 @@ def make_plan(config: Config, cluster: dict[str, float]) -> Plan:
         groups = int((total + 1e-6) // group)
         if trial.use_gpu:
             groups = min(groups, int(cluster.get("GPU", 0) // trial.num_workers))
-        at_once = min(max(groups, 1), config.tune.max_concurrent or max(groups, 1))
+        groups = max(groups, 1)
+        at_once = min(groups, config.tune.max_concurrent or groups)
         return Plan(cpus, {"cpu": COORDINATOR_CPUS}, at_once, at_once)
     cpus = trial.cpus or 1.0
     places = int((total + 1e-6) // cpus)
     if trial.use_gpu:
         places = min(places, int(cluster.get("GPU", 0)))
     limit = config.tune.max_concurrent
-    resources = {"cpu": cpus} | {name.lower(): value for name, value in gpus.items()}
+    resources = {"cpu": cpus, "gpu": 1.0 if trial.use_gpu else 0.0}
     return Plan(cpus, resources, min(places, limit or places, config.num_trials), limit)

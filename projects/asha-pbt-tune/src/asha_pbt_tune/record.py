@@ -10,13 +10,13 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 
 from asha_pbt_tune.config import Config
 
@@ -34,8 +34,8 @@ class Record(Callback):
         self.epochs_spent = 0
         """By all trials together."""
         self.events_path = output_dir / "metrics.jsonl"
-        self.extra_state: dict[str, Callable[..., Any]] = {}
-        """`get` and `set` of the scheduler's own state, if it has some."""
+        self.scheduler: TrialScheduler | None = None
+        """One whose attributes are saved with the study."""
         self._heard: dict[str, float] = {}
         """Trial to the time of its last sign of life, in this process's monotonic seconds."""
         self._killed: set[str] = set()
@@ -120,8 +120,11 @@ class Record(Callback):
         event = {"event": "exploit", "trial": trial.trial_id, "donor": donor.trial_id}
         before = donor.config
         self.add(event | {"epoch": epoch, "hyperparameters": dict(values)})
-        changes = [f"{k} {_short(before[k])} -> {_short(v)}" for k, v in values.items()]
-        changes = [c for c, (k, v) in zip(changes, values.items(), strict=True) if before[k] != v]
+        changes = [
+            f"{name} {_short(before[name])} -> {_short(value)}"
+            for name, value in values.items()
+            if value != before[name]
+        ]
         logger.info(
             "trial %s takes over from trial %s at epoch %d: %s",
             number(trial.trial_id),
@@ -133,16 +136,16 @@ class Record(Callback):
     def get_state(self) -> dict[str, Any]:
         """What Tune saves with the study."""
         state: dict[str, Any] = {"events": self.events}
-        if self.extra_state:
-            state["scheduler"] = self.extra_state["get"]()
+        if self.scheduler is not None:
+            state["scheduler"] = dict(vars(self.scheduler))
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The opposite of `get_state`."""
         for event in state["events"]:
             self._count(event)
-        if self.extra_state and "scheduler" in state:
-            self.extra_state["set"](state["scheduler"])
+        if self.scheduler is not None:
+            vars(self.scheduler).update(state["scheduler"])
 
     def _end(self, trial: Trial, fate: str, error: str | None) -> None:
         result, metric = trial.last_result, self.config.metric

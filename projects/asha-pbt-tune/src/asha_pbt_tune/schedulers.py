@@ -27,7 +27,7 @@ def asha(config: Config, record: Record) -> ASHAScheduler:
         grace_period=config.scheduler.grace_epochs,
         reduction_factor=config.scheduler.reduction_factor,
     )
-    record.extra_state = {"get": lambda: dict(vars(scheduler)), "set": vars(scheduler).update}
+    record.scheduler = scheduler
     return scheduler
 
 

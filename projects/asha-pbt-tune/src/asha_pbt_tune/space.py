@@ -172,7 +172,9 @@ def inside(space: dict[str, Any], hyperparameters: dict[str, Any]) -> dict[str, 
             # Tune draws integers below the high bound, but for steps, where it belongs to them.
             if distribution in ("randint", "lograndint"):
                 high -= 1
-            pushed[name] = min(max(pushed[name], low), high)
+            # A float stays one at a bound written as an integer: PBT rounds integers.
+            value = pushed[name]
+            pushed[name] = type(value)(min(max(value, low), high))
     return pushed
 
 

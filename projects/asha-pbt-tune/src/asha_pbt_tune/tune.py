@@ -12,7 +12,6 @@ https://docs.ray.io/en/releases-2.60.0/tune/tutorials/tune-fault-tolerance.html
 """
 
 import logging
-import os
 import random
 import tempfile
 from pathlib import Path
@@ -30,18 +29,20 @@ from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 
-from asha_pbt_tune import memory, objectives, results, schedulers, space, warm_start
+from asha_pbt_tune import earlier, memory, objectives, results, schedulers, space
 from asha_pbt_tune.config import PROJECT, Config
 from asha_pbt_tune.plan import Plan, make_plan
 from asha_pbt_tune.record import Record
 
 logger = logging.getLogger(__name__)
 for _name in ("ray.tune", "ray.train"):
-    # They tell of each checkpoint and each failure what is told here in fewer words. Not in a
-    # function, because in a trial's process they speak before anything of ours is called.
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
-STATE = "experiment_state-"
-"""How Tune names the file that makes a study one that can be resumed."""
+    # They have a line for each checkpoint. Not in a function, because in a trial's process they
+    # speak before anything of ours is called. What is an error for them is still told, but for the
+    # list of failed trials, which `results.finish` gives with the reasons.
+    logging.getLogger(_name).setLevel(logging.ERROR)
+logging.getLogger("ray.tune.tune").addFilter(
+    lambda record: not record.getMessage().startswith("Trials did not complete")
+)
 
 
 def run(config: Config, report: Report) -> None:
@@ -78,10 +79,11 @@ def search(
         Tune's trials, those of earlier starts too.
     """
     plan = make_plan(config, ray.cluster_resources())
-    resumed = any(name.startswith(STATE) for name in run_dir.names())
+    resumed = earlier.newest_state(run_dir) is not None
+    parent, _, name = run_dir.path.rpartition("/")
     logger.info(
         "study %s: %d trial(s) of %d epochs, %s and %s, %d at a time, %g CPU each%s",
-        run_dir.path.rpartition("/")[2],
+        name,
         config.num_trials,
         config.train.epochs,
         config.searcher,
@@ -105,8 +107,8 @@ def search(
     # the first start, here they are those of this start.
     analysis = tune.run(
         trainable,
-        name=run_dir.path.rpartition("/")[2],
-        storage_path=run_dir.path.rpartition("/")[0],
+        name=name,
+        storage_path=parent,
         storage_filesystem=run_dir.filesystem,
         metric=config.metric,
         mode=config.mode,
@@ -149,7 +151,7 @@ def make_space(config: Config) -> dict[str, Any]:
 def make_searcher(config: Config, plan: Plan) -> Any:
     """Who proposes hyperparameters."""
     if config.searcher == "optuna" and config.action == "tune":
-        points, scores = warm_start.read(config)
+        points, scores = earlier.warm_start(config)
         return schedulers.PruningOptuna(config, points, scores)
     return BasicVariantGenerator(max_concurrent=plan.limit or 0, random_state=config.tune.seed)
 
@@ -179,7 +181,7 @@ def train_trial(hyperparameters: dict[str, Any], settings: Config) -> None:
     while objective.epoch < settings.train.epochs:
         objective.set(objectives.values_at(settings, hyperparameters, objective.epoch))
         metrics = objective.train_epoch()
-        event = {"epoch": objective.epoch, "pid": os.getpid(), **metrics}
+        event = {"epoch": objective.epoch, **metrics}
         if not objectives.checkpoint_due(settings, objective.epoch):
             tune.report(event)
             continue

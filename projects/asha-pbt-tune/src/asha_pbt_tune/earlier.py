@@ -1,17 +1,24 @@
-"""What a previous study has learned: finished trials for TPE to begin with."""
+"""What earlier studies have left: a state to go on from, finished trials for TPE to begin with."""
 
 from typing import Any
 
 from ray_shared.errors import UserError
-from ray_shared.storage import open_storage, reason_of
+from ray_shared.storage import Storage, open_storage, reason_of
 
 from asha_pbt_tune import space
 from asha_pbt_tune.config import Config
 
 KEY = "search.warm_start"
+STATE = "experiment_state-"
+"""How Tune names the files that make a study one that can be resumed, but for their times."""
 
 
-def read(config: Config) -> tuple[list[dict[str, Any]], list[float]]:
+def newest_state(run_dir: Storage) -> str | None:
+    """The name of the file that Tune would resume the study from; None if it has not begun."""
+    return max((name for name in run_dir.names() if name.startswith(STATE)), default=None)
+
+
+def warm_start(config: Config) -> tuple[list[dict[str, Any]], list[float]]:
     """The finished trials of `search.warm_start` that lie inside the space, with their scores.
 
     Raises:
@@ -33,10 +40,10 @@ def read(config: Config) -> tuple[list[dict[str, Any]], list[float]]:
     if metric != config.metric:
         raise UserError(f"{KEY}={path}: its score is {metric or 'unknown'}, not {config.metric}")
     searched = [name for name, entry in config.space.items() if isinstance(entry, dict)]
+    searched_space = {name: config.space[name] for name in searched}
     points, scores = [], []
     for row in table.to_pylist():
         point = {name: row[name] for name in searched if row.get(name) is not None}
-        searched_space = {name: config.space[name] for name in searched}
         if row["fate"] == "finished" and space.contains(searched_space, point):
             points.append(point)
             scores.append(float(row["score"]))
