@@ -40,6 +40,14 @@ PATIENCE_S = 60.0
 class DistributedTrial(tune.Trainable):
     """One trial: starts its workers in a thread, and passes on what they report."""
 
+    _thread: threading.Thread
+    _events: Path
+    _position: int
+    """In `_events`: up to where it is read."""
+    _reported: list[Event]
+    """Read, but not passed on yet."""
+    _error: str
+
     def setup(  # type: ignore[override] # The others come from `tune.with_parameters`.
         self, config: dict[str, Any], settings: Config, run_dir: Storage
     ) -> None:
@@ -94,8 +102,7 @@ class DistributedTrial(tune.Trainable):
         """Nothing, either."""
 
     def _begin(self, hyperparameters: dict[str, Any]) -> None:
-        self._reported: list[Event] = []
-        self._position, self._error = 0, ""
+        self._position, self._reported, self._error = 0, [], ""
         self._events = Path(tempfile.mkdtemp(prefix="trial-")) / "events"
         self._stop = self.run_dir.child(f"train/{self.trial_id}.stop")
         if self._stop.exists():  # A study that was killed while it stopped this trial.
