@@ -189,6 +189,9 @@ def test_importance_finds_the_hyperparameter_that_matters(tmp_path: Path):
     shares = plots.importance(config, results.table_of(events), events)
     assert shares is not None
     epoch, found = shares
+    # Once a trial has taken over another one's values, its score says nothing of its first ones.
+    taken = [*events, exploit("0", "1", 4, lr=0.5, dropout=0.5)]
+    assert plots.importance(config, results.table_of(taken), taken) is None
     assert epoch == 12
     assert found["lr"] > 0.9 > 0.1 > found["dropout"]
 

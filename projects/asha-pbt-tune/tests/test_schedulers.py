@@ -1,13 +1,14 @@
 """What this project adds to Tune's schedulers and searcher, without a cluster."""
 
 import copy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
-from asha_pbt_tune import schedulers, space
+from asha_pbt_tune import schedulers, space, tune
 from asha_pbt_tune.record import Record, number, reason_of
 from ray.tune.schedulers import TrialScheduler
 
@@ -119,3 +120,18 @@ def test_trials_are_told_by_their_number():
         "12",
         "c6fca80b",
     ]
+
+
+def test_a_trials_process_ends_without_a_word(capfd: pytest.CaptureFixture[str]):
+    error = SimpleNamespace(exc_type=SystemExit, exc_value=SystemExit(1), exc_traceback=None)
+    tune.unraisable(error)
+    assert capfd.readouterr().err == ""
+
+    class Breaks:
+        def __del__(self) -> None:
+            raise ValueError("not this one")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", tune.unraisable)
+        Breaks()
+    assert "not this one" in capfd.readouterr().err

@@ -154,6 +154,8 @@ def importance(
     rows = [row for row in rows if row["fate"] in (FINISHED, PRUNED) and row["epochs"]]
     if len(rows) < IMPORTANCE_TRIALS or config.action == "train" or len(searched) < 2:
         return None
+    if any(event["event"] == "exploit" for event in events):
+        return None  # No score belongs to the hyperparameters that its trial began with.
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 

@@ -154,10 +154,11 @@ def show(config: Config, report: Report) -> None:
         **{n.replace("_", " "): f"{m[n]:.4f}" for n in m if n.startswith("test_")},
         "trials": f"{m['num_trials']}: {m['num_finished']} finished, {m['num_pruned']} pruned, "
         f"{m['num_failed']} failed",
-        "epochs spent": f"{m['epochs_spent']} of {m['num_trials'] * config.train.epochs}",
+        "epochs spent": str(m["epochs_spent"]),
     }
     if m.get("rungs"):
         reached = ", ".join(f"{r['epoch']}: {r['pruned']} of {r['reached']}" for r in m["rungs"])
+        shown["epochs spent"] += f" of {m['num_trials'] * config.train.epochs}"
         shown["pruned at epoch"] = reached
     if config.scheduler.name == "pbt" and config.action == "tune":
         shown["exploits"] = f"{m['num_exploits']}, {m['num_perturbations']} values changed"

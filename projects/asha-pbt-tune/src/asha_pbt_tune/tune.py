@@ -13,6 +13,7 @@ https://docs.ray.io/en/releases-2.60.0/tune/tutorials/tune-fault-tolerance.html
 
 import logging
 import random
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,16 @@ def make_scheduler(config: Config, record: Record) -> TrialScheduler:
     return schedulers.asha(config, record)
 
 
+def unraisable(error: Any) -> None:
+    """Python's hook, without one message.
+
+    Ray ends a process that a study has no more trials for by SIGTERM, and answers that with
+    SystemExit wherever Python is: inside a callback of a weak reference it is printed as ignored.
+    """
+    if error.exc_type is not SystemExit:
+        sys.__unraisablehook__(error)
+
+
 def train_trial(hyperparameters: dict[str, Any], settings: Config) -> None:
     """One trial, in a process of its own: an epoch, a report, and so on.
 
@@ -172,6 +183,7 @@ def train_trial(hyperparameters: dict[str, Any], settings: Config) -> None:
         hyperparameters: What was drawn for it.
         settings: The configuration, the same for every trial.
     """
+    sys.unraisablehook = unraisable
     cpus = tune.get_context().get_trial_resources().required_resources.get("CPU", 1)
     objective = objectives.build(settings, hyperparameters, max(int(cpus), 1))
     newest = tune.get_checkpoint()
