@@ -60,9 +60,11 @@ def test_driver_killed_at_three_random_points(start: StartJob, tmp_path: Path, c
             job.process.send_signal(signal.SIGKILL)
             assert job.process.wait() == -signal.SIGKILL
         before = units_on_disk(tmp_path / "runs" / "hurt")
+        # The last kill may have come when everything was written: the next start is then a new run.
+        whole = output.read_manifest(open_storage(str(tmp_path / "runs" / "hurt"))) is not None
         job = jobs.enter_context(start(*SMALL, "run.name=hurt"))
         assert job.wait() == 0, job.output()
-    assert units_done(job) <= 2 * NUM_UNITS - before
+    assert units_done(job) <= 2 * NUM_UNITS - (0 if whole else before)
     assert features(tmp_path / "runs" / "hurt").equals(calm)
     assert job.result()["metrics"]["quarantine_by_reason"] == truth()["reasons"]
 
