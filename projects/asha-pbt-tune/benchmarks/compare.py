@@ -9,6 +9,7 @@ turns, a ratio is the median of the ratios within the rounds. A missed target is
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -48,12 +49,13 @@ TARGETS = {
     "short": [("trials_per_min", "obvious", ">=", 4.0)],
     "long": [("wall_s", "optuna", "<=", 1.3)],
     "pruned": [("wall_s", "optuna", "<=", 1.3)],
-    "nested": [("trial_s", "obvious", "<=", 0.5)],
+    "nested": [("start_s", "obvious", "<=", 0.5)],
 }
 TITLES = {
     "wall_s": "whole command, s",
     "trials_per_min": "trials a minute, start-up excluded",
     "trial_s": "seconds of a trial",
+    "start_s": "from a trial's end to the next one's first epoch, s",
     "target_s": "launch to target score, s",
     "epochs_spent": "epochs spent",
     "best_score": "best score",
@@ -89,7 +91,11 @@ def run_once(variant: str, part: str, overrides: list[str], directory: Path) -> 
         lines = (directory / "run" / "metrics.jsonl").read_text().splitlines()
         metric = found["config"]["tune"]["metric"] or "val_logloss"
         epochs = [json.loads(line) for line in lines]
-        epochs = [{"time": e["time"], "score": e[metric]} for e in epochs if e["event"] == "epoch"]
+        epochs = [
+            {"time": e["time"], "score": e[metric], "trial": e["trial"]}
+            for e in epochs
+            if e["event"] == "epoch"
+        ]
         found = {
             "study_s": found["timings"]["job_s"],
             "epochs": epochs,
@@ -99,10 +105,23 @@ def run_once(variant: str, part: str, overrides: list[str], directory: Path) -> 
         "wall_s": wall_s,
         "trials_per_min": 60 * found["num_trials"] / found["study_s"],
         "trial_s": found["study_s"] / found["num_trials"],
+        "start_s": start_s(found["epochs"]),
         "epochs_spent": len(found["epochs"]),
         "best_score": min(e["score"] for e in found["epochs"]),
         "curve": sorted((e["time"] - launched, e["score"]) for e in found["epochs"]),
     }
+
+
+def start_s(epochs: list[dict[str, Any]]) -> float:
+    """Seconds from the last epoch of a trial to the first of the next, where one runs at a time.
+
+    The median over the trials, the first one excepted.
+    """
+    times: dict[Any, list[float]] = {}
+    for epoch in epochs:
+        times.setdefault(epoch["trial"], []).append(epoch["time"])
+    trials = sorted((min(found), max(found)) for found in times.values())
+    return statistics.median(b - a for (_, a), (b, _) in itertools.pairwise(trials))
 
 
 def run_round(part: str, number: int, overrides: list[str]) -> dict[str, dict[str, Any]]:
@@ -133,6 +152,8 @@ def show(part: str, rounds: list[dict[str, dict[str, Any]]]) -> list[dict[str, A
     for heading in (*variants, *(f"vs {peer}" for peer in PEERS[part])):
         table.add_column(heading, justify="right")
     for key, name in TITLES.items():
+        if key == "start_s" and part != "nested":  # Trials overlap.
+            continue
         cells = [f"{statistics.median(r[v][key] for r in rounds):.3g}" for v in variants]
         table.add_row(name, *cells, *(f"{ratio(rounds, key, peer):.2f}" for peer in PEERS[part]))
     Console(width=max(100, Console().width)).print(table)
@@ -161,8 +182,8 @@ def search(overrides: list[str]) -> None:
         subprocess.run(command, check=True)
     share = json.loads((results / "result.json").read_text())["metrics"]["asha_tpe"]
     value = share["share_of_epochs"]
-    word = "met   " if value <= 0.25 else "missed"
-    print(f"{word}  ASHA with TPE: random's best after {value:.2f} of its epochs, <= 0.25")
+    word = "met   " if value is not None and value <= 0.25 else "missed"
+    print(f"{word}  ASHA with TPE: random's best after {value} of its epochs, <= 0.25")
 
 
 def main() -> None:

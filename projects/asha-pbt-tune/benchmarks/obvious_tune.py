@@ -113,7 +113,7 @@ def main() -> None:
         ).fit()
         study_s = time.time() - started
         epochs = [
-            {"time": row["at"], "score": row[config.metric]}
+            {"time": row["at"], "score": row[config.metric], "trial": row["trial_id"]}
             for result in results
             if result.metrics_dataframe is not None
             for row in result.metrics_dataframe.to_dict("records")

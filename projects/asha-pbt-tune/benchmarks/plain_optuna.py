@@ -61,19 +61,21 @@ def work(config: Config, path: str, worker: int, log: str) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def run_trial(trial: optuna.Trial) -> float:
+        if trial.number >= config.tune.num_trials:  # All have been begun, here or elsewhere.
+            trial.study.stop()
+            raise optuna.TrialPruned
         objective = objectives.build(config, suggest(trial, config), 1)
         for epoch in range(1, config.train.epochs + 1):
             score = objective.train_epoch()[config.metric]
             with Path(log).open("a") as file:
-                file.write(f"{json.dumps({'time': time.time(), 'score': score})}\n")
+                event = {"time": time.time(), "score": score, "trial": trial.number}
+                file.write(f"{json.dumps(event)}\n")
             trial.report(score, epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned
         return score
 
-    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    enough = optuna.study.MaxTrialsCallback(config.tune.num_trials, states=states)
-    open_study(config, path, worker).optimize(run_trial, callbacks=[enough])
+    open_study(config, path, worker).optimize(run_trial)
 
 
 def main() -> None:
@@ -102,9 +104,8 @@ def main() -> None:
             raise SystemExit("a process of the study has failed")
         study_s = time.time() - started
         epochs = [json.loads(line) for line in Path(log).read_text().splitlines()]
-        num_trials = len(open_study(config, path, 0).trials)
     args.out.write_text(
-        json.dumps({"study_s": study_s, "epochs": epochs, "num_trials": num_trials})
+        json.dumps({"study_s": study_s, "epochs": epochs, "num_trials": config.tune.num_trials})
     )
 
 

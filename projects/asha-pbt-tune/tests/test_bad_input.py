@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from asha_pbt_tune import results, space
 
 from .conftest import StartJob
 from .counting import configuration
@@ -45,6 +46,15 @@ def test_study_whose_state_is_torn_is_refused(start: StartJob, tmp_path: Path):
     (run / "run.json").write_text(json.dumps(configuration().locked()))
     (run / "experiment_state-2026-11-25_04-00-33.json").write_text('{"trial_data": [[')
     assert refused(start, "run.name=old").endswith("choose another run.name")
+
+
+def test_variants_that_do_not_go_with_the_rest_are_refused(start: StartJob, tmp_path: Path):
+    row = {"trial": "a", "fate": "finished", "epochs": 64, "score": 0.1, "error": None}
+    row |= {name: domain.sample() for name, domain in space.to_tune(configuration().space).items()}
+    results.write_table(configuration(), [row], tmp_path / "trials.parquet")
+    path = f"search.warm_start={tmp_path}/trials.parquet"
+    sentence = refused(start, "action=compare", path)
+    assert sentence == f"{path}: only with search=optuna"
 
 
 def test_study_that_has_no_state_cannot_be_one_that_must_be_resumed(

@@ -75,6 +75,10 @@ def test_preset_composes_with_the_command_in_its_first_comment(preset: Path):
         (["objective.schedule=[{lr: 1}]"], "unknown key 'objective.hyperparameters.lr'"),
         (["objective.schedule=[{gamma: 1}]"], "changes with after_epoch >= 1"),
         (["objective.schedule=[{after_epoch: 1}]"], "objective.schedule: only with action=train"),
+        (
+            ["objective=torch", "action=train", "objective.schedule=[{after_epoch: 1, width: 64}]"],
+            "of what may change in the course of training",
+        ),
         (["search.warm_start=x", "search=random"], "search.warm_start=x: only with search=optuna"),
         (["search=grid"], "space.learning_rate.loguniform: search=grid needs choice"),
         (
@@ -91,6 +95,18 @@ def test_preset_composes_with_the_command_in_its_first_comment(preset: Path):
             "tune.num_trials=1: must be >= 2 with PBT",
         ),
         (
+            ["scheduler=pbt", "train.epochs=4"],
+            "scheduler.perturbation_epochs=4: must be < train.epochs=4: PBT would never look",
+        ),
+        (
+            ["+space.gamma={qloguniform: [1, 4, 1]}"],
+            "space.gamma.qloguniform: Optuna knows no steps on a logarithmic scale",
+        ),
+        (
+            ["+space.gamma={quniform: [0, 1, 0.3]}"],
+            "space.gamma.quniform=[0, 1, 0.3]: the bounds must be multiples of the step",
+        ),
+        (
             ["scheduler=pbt", "tune.max_concurrent=1"],
             "must be null with PBT: all take part",
         ),
@@ -98,7 +114,10 @@ def test_preset_composes_with_the_command_in_its_first_comment(preset: Path):
             ["action=compare", "tune.max_concurrent=1"],
             "must be null with PBT: all take part",
         ),
-        (["action=compare", "scheduler=none", "train.epochs=3"], "must be <= train.epochs=3"),
+        (
+            ["action=compare", "compare.variants=[asha]", "scheduler=none", "train.epochs=3"],
+            "must be <= train.epochs=3",
+        ),
         (["trial.num_workers=2"], "trial.num_workers=2: only with objective=torch"),
         (
             ["objective=torch", "trial.num_workers=2", "scheduler=pbt"],
@@ -119,6 +138,11 @@ def test_wrong_value_is_refused_by_key(overrides: list[str], sentence: str):
     with pytest.raises(UserError) as error:
         configuration(*overrides)
     assert sentence in str(error.value)
+
+
+def test_training_by_itself_has_no_scheduler():
+    config = configuration("action=train", "train.epochs=3")
+    assert config.schedulers == set()
 
 
 def test_a_space_is_changed_on_the_command_line():
@@ -143,23 +167,30 @@ def test_a_space_of_ones_own_lies_beside_the_others(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "cluster", "expected"),
+    ("overrides", "nodes", "expected"),
     [
         # CPUs of a trial or worker, trials at a time, limit.
-        ([], {"CPU": 2}, (1.0, 2, None)),
-        (["trial.cpus=0.5"], {"CPU": 2}, (0.5, 4, None)),
-        (["tune.max_concurrent=1"], {"CPU": 8}, (1.0, 1, 1)),
-        (["tune.num_trials=3"], {"CPU": 8}, (1.0, 3, None)),
-        (["trial.use_gpu=true"], {"CPU": 8, "GPU": 3}, (1.0, 3, None)),
+        ([], [{"CPU": 2}], (1.0, 2, None)),
+        (["trial.cpus=0.5"], [{"CPU": 2}], (0.5, 4, None)),
+        (["tune.max_concurrent=1"], [{"CPU": 8}], (1.0, 1, 1)),
+        (["tune.num_trials=3"], [{"CPU": 8}], (1.0, 3, None)),
+        (["trial.use_gpu=true"], [{"CPU": 8, "GPU": 3}], (1.0, 3, None)),
+        # No trial lies on two nodes.
+        (["trial.cpus=2"], [{"CPU": 3}, {"CPU": 3}], (2.0, 2, None)),
         # Two workers and the trial itself inside two CPUs.
-        (["experiment=distributed"], {"CPU": 2}, (0.95, 1, 1)),
-        (["experiment=distributed"], {"CPU": 9}, (1.07, 4, 4)),
-        (["experiment=distributed", "trial.cpus=1"], {"CPU": 9}, (1.0, 4, 4)),
-        (["experiment=distributed", "trial.use_gpu=true"], {"CPU": 9, "GPU": 4}, (1.07, 2, 2)),
+        (["experiment=distributed"], [{"CPU": 2}], (0.95, 1, 1)),
+        (["experiment=distributed"], [{"CPU": 9}], (1.07, 4, 4)),
+        (["experiment=distributed", "trial.cpus=1"], [{"CPU": 9}], (1.0, 4, 4)),
+        (["experiment=distributed", "trial.use_gpu=true"], [{"CPU": 9, "GPU": 4}], (1.07, 2, 2)),
+        (["experiment=distributed", "trial.num_workers=4"], [{"CPU": 2}], (0.47, 1, 1)),
+        # Both trials themselves may lie on the same node, or beside a worker on a small one.
+        (["experiment=distributed"], [{"CPU": 2}] * 2, (0.9, 2, 2)),
+        (["experiment=distributed"], [{"CPU": 1}] * 2, (0.9, 1, 1)),
+        (["experiment=distributed", "trial.cpus=1"], [{"CPU": 0}, *[{"CPU": 2}] * 2], (1.0, 1, 1)),
     ],
 )
 def test_the_cluster_is_divided(
-    overrides: list[str], cluster: dict[str, float], expected: tuple[float, int, int | None]
+    overrides: list[str], nodes: list[dict[str, float]], expected: tuple[float, int, int | None]
 ):
-    plan = make_plan(configuration(*overrides), cluster)
+    plan = make_plan(configuration(*overrides), nodes)
     assert (plan.cpus, plan.max_concurrent, plan.limit) == expected

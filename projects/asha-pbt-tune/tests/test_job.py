@@ -78,6 +78,7 @@ def test_killed_driver_loses_no_trial_and_no_finished_work(start: StartJob, tmp_
         done = set(ends_of(job.events()))
 
         def in_the_middle() -> str | None:
+            assert job.process.poll() is None, job.output()
             saved = saved_epochs(str(state))
             if not all(saved.get(trial, ("", 0))[0] == "TERMINATED" for trial in done):
                 return None

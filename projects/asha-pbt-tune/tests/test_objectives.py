@@ -71,6 +71,13 @@ def test_a_schedule_is_followed_from_any_epoch():
     assert "after_epoch" not in found[-1]
 
 
+def test_metric_that_is_not_reported_is_named_at_the_first_epoch():
+    config = configuration()
+    with pytest.raises(ValueError, match="tune.metric=val_logloss: the objective reports only f1"):
+        objectives.check_reported(config, {"f1": 0.5})
+    objectives.check_reported(config, {"val_logloss": 0.5})
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

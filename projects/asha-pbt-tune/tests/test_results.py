@@ -1,6 +1,8 @@
 """What is counted of a study's events, and what is written of them."""
 
 import json
+import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 from asha_pbt_tune import compare, earlier, plots, results
 from asha_pbt_tune.config import Config
 from asha_pbt_tune.objectives import values_at
+from asha_pbt_tune.record import Record
 from ray_shared.config import compose
-from ray_shared.errors import UserError
+from ray_shared.errors import JobError, UserError
 
 from .counting import CONF, Event, configuration
 
@@ -129,6 +132,21 @@ def test_the_best_is_a_preset_that_trains_the_same_way(tmp_path: Path):
     assert {values["width"] for values in found} == {64}
 
 
+def test_the_preset_has_the_data_and_the_metric_of_the_study(tmp_path: Path):
+    study = ["objective.dataset=wine", "objective.split_seed=3", "tune.metric=val_accuracy"]
+    study += ["train.epochs=3", "train.seed=7", "checkpoint.every_epochs=2", "scheduler=none"]
+    config = configuration(*study)
+    results.write_best(config, [(0, {"max_depth": 5})], tmp_path)
+    overrides = ["objective=xgboost", "experiment=best", "action=train"]
+    again = compose(Config, CONF, overrides, config_dir=str(tmp_path / "best"))
+    wanted = asdict(config.objective)
+    wanted["hyperparameters"] = config.objective.hyperparameters | {"max_depth": 5}
+    assert asdict(again.objective) == wanted
+    assert again.train == config.train
+    assert (again.metric, again.mode) == ("val_accuracy", "max")
+    assert again.checkpoint.every_epochs == 2
+
+
 def test_the_table_of_trials_can_start_another_study(tmp_path: Path):
     path = tmp_path / "trials.parquet"
     results.write_table(configuration(*TORCH), results.table_of(ASHA), path)
@@ -197,7 +215,8 @@ def test_importance_finds_the_hyperparameter_that_matters(tmp_path: Path):
 
 
 def test_variants_are_compared_by_what_they_need_for_the_first_ones_best():
-    config = configuration("action=compare", "tune.num_trials=2", "train.epochs=4")
+    study = ["action=compare", "tune.num_trials=2", "train.epochs=4"]
+    config = configuration(*study, "scheduler.perturbation_epochs=2")
     config.compare.variants = ["random", "asha_tpe"]
     counts = {"num_trials": 2, "num_pruned": 0, "num_failed": 0, "num_exploits": 0}
     studies = []
@@ -213,13 +232,40 @@ def test_variants_are_compared_by_what_they_need_for_the_first_ones_best():
     # After 2 epochs, after 4, never: the median is 4 of 8.
     assert found["asha_tpe"]["share_of_epochs"] == 0.5
     assert found["asha_tpe"]["seconds_to_target"] == 3.0
-    assert json.dumps(found)
+    assert json.dumps(found, allow_nan=False)
+    for study in studies:
+        if study["variant"] == "asha_tpe":
+            study["best"] = [0.9] * 8
+    never = compare.summarize(config, studies)["asha_tpe"]
+    assert (never["share_of_epochs"], never["seconds_to_target"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        ({"num_failed": 3, "num_trials": 3, "best": []}, "no trial has a score; 3 of 3 failed"),
+        ({"num_failed": 2, "num_trials": 4, "best": [0.5]}, "2 of 4 trials failed, more than"),
+    ],
+)
+def test_failed_studies_are_not_compared(found: dict[str, Any], sentence: str):
+    with pytest.raises(JobError, match=sentence):
+        compare.check_failed(configuration("action=compare"), "random, seed 0", found)
+
+
+def test_a_comparison_that_is_resumed_counts_on(tmp_path: Path):
+    config = configuration("action=compare")
+    compare.EpochBudget.record = record = Record(config, tmp_path)
+    restored = pickle.loads(pickle.dumps(compare.EpochBudget(2)))
+    assert not restored.stop_all()
+    for epoch in (1, 2):
+        record.add({"event": "epoch", "trial": "a", "epoch": epoch})
+    assert restored.stop_all()
 
 
 def test_a_variant_has_the_epochs_of_all_its_trials_to_spend():
     config = configuration("action=compare", "tune.num_trials=6", "train.epochs=64")
-    asha = compare.variant_of(config, "asha_tpe", seed=3)
+    asha = earlier.variant_of(config, "asha_tpe", seed=3)
     assert (asha.searcher, asha.scheduler.name, asha.tune.seed) == ("optuna", "asha", 3)
     assert asha.tune.num_trials == 6 * 64 // 4
-    pbt = compare.variant_of(config, "pbt", seed=0)
+    pbt = earlier.variant_of(config, "pbt", seed=0)
     assert (pbt.searcher, pbt.scheduler.name, pbt.tune.num_trials) == ("random", "pbt", 6)

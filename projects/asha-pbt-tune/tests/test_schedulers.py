@@ -11,6 +11,7 @@ import pytest
 from asha_pbt_tune import schedulers, space, tune
 from asha_pbt_tune.record import Record, number, reason_of
 from ray.tune.schedulers import TrialScheduler
+from ray_shared.errors import JobError
 
 from .counting import configuration
 
@@ -51,6 +52,41 @@ def test_rungs_are_where_asha_looks(tmp_path: Path):
     assert sorted(milestone for milestone, _ in bracket._rungs) == schedulers.rungs(config)
 
 
+def test_diverged_trial_is_stopped_at_once(tmp_path: Path):
+    scheduler = begun(Record(configuration(), tmp_path))
+    trial = SimpleNamespace(trial_id="a")
+    scheduler.on_trial_add(None, trial)
+    result = {"epoch": 2, "val_logloss": float("nan")}
+    assert scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
+
+
+def test_study_whose_state_cannot_be_read_is_not_begun_anew(tmp_path: Path):
+    record = Record(configuration(), tmp_path)
+    record.setup()
+    record.resumes = True
+    with pytest.raises(JobError, match="choose another run.name"):
+        record.setup()
+    record.set_state({"events": []})
+    record.setup()
+
+
+def test_limit_of_a_resumed_study_is_the_new_one():
+    first = schedulers.Draws(max_concurrent=2)
+    second = schedulers.Draws(max_concurrent=1)
+    second.set_state(first.get_state())
+    assert second.max_concurrent == 1
+
+
+def test_pbt_looks_only_where_there_are_checkpoints(tmp_path: Path):
+    config = configuration("scheduler=pbt", "train.epochs=16", "scheduler.perturbation_epochs=4")
+    scheduler = schedulers.RecordedPBT(config, Record(config, tmp_path))
+    trial = SimpleNamespace(trial_id="a")
+    # A member that goes on at epoch 6 is a new one for Tune; at 9, three epochs would be over.
+    for epoch in (6, 7, 9, 10, 11):
+        result = {"epoch": epoch, "val_logloss": 1.0}
+        assert scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE
+
+
 def test_nobody_takes_over_at_the_last_epoch(tmp_path: Path):
     config = configuration("scheduler=pbt", "train.epochs=8")
     scheduler = schedulers.RecordedPBT(config, Record(config, tmp_path))
@@ -65,11 +101,11 @@ def test_optuna_knows_finished_pruned_and_failed_trials():
     searcher.set_search_properties("val_logloss", "min", space.to_tune(config.space))
     for name, last, error in (("a", 9, False), ("b", 4, False), ("c", 2, True)):
         assert searcher.suggest(name).keys() == config.space.keys()
-        results = [
-            {"epoch": e, "training_iteration": e, "val_logloss": 1 / e} for e in range(1, last + 1)
-        ]
+        results = [{"epoch": e, "val_logloss": 1 / e} for e in range(1, last + 1)]
         for result in results[:-1]:  # Tune does not show the one at which a trial is stopped.
             searcher.on_trial_result(name, result)
+        # A trial that is tried again reports an epoch a second time.
+        searcher.on_trial_result(name, results[0])
         searcher.on_trial_complete(name, None if error else results[-1], error)
     finished, pruned, failed = searcher._ot_study.trials
     assert (finished.state, finished.value) == (optuna.trial.TrialState.COMPLETE, 1 / 9)

@@ -116,6 +116,21 @@ def test_pbt_stays_inside_the_space():
     }
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "expected"),
+    [
+        ({"qrandint": [8, 64, 8]}, 29, 32),
+        ({"qrandint": [8, 64, 8]}, 32, 32),
+        ({"quniform": [0.0, 0.6, 0.1]}, 0.36, 0.4),
+        # It is there already, but for what is rounded off.
+        ({"quniform": [0.0, 0.6, 0.1]}, 0.30000000000000004, 0.30000000000000004),
+    ],
+)
+def test_steps_of_a_range_are_kept(entry: dict[str, Any], value: float, expected: float):
+    assert space.inside({"x": entry}, {"x": value})["x"] == pytest.approx(expected, abs=1e-12)
+    assert space.contains({"x": entry}, {"x": value}) == (value == expected)
+
+
 def test_a_float_pushed_to_a_whole_bound_stays_a_float():
     pushed = space.inside({"dropout": {"uniform": [0, 1]}}, {"dropout": 1.2})
     assert isinstance(pushed["dropout"], float)

@@ -32,6 +32,7 @@ from rich.table import Table
 from tf_train.config import PROJECT, Config
 
 logger = logging.getLogger(__name__)
+TIMEOUT_S = 300.0
 HERE = Path(__file__).resolve().parent
 VARIANTS = ("project", "raw", "same step", "alone")
 TITLES = {
@@ -82,7 +83,11 @@ def run_once(variant: str, config: Config, overrides: list[str], directory: Path
             for command, log in zip(commands, logs, strict=True)
         ]
         try:
-            codes = [process.wait() for process in processes]
+            # If one has failed, the others wait for it without end.
+            while None in (codes := [process.poll() for process in processes]):
+                if any(codes) or time.perf_counter() - started > TIMEOUT_S:
+                    raise RuntimeError(f"{variant}: exit codes {codes}; the logs: {directory}")
+                time.sleep(0.02)
         except BaseException:  # Ctrl-C: the commands stop their own processes.
             for process in processes:
                 process.terminate()

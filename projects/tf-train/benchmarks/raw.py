@@ -60,7 +60,8 @@ def main() -> None:
             0.0, weight_decay=train.weight_decay, global_clipnorm=clip
         )
         optimizer.build(model.trainable_variables)
-    steps = Steps(strategy, model, optimizer, train.clip_norm, images.splits["train"])
+    shape = images.splits["train"].images.shape[1:]
+    steps = Steps(strategy, model, optimizer, train.clip_norm, shape, images.splits["train"])
     world_size = len(addresses)
     make = project_epoch if args.steps == "project" else tutorial_epoch
     run_epoch = make(steps, train, images.splits["train"], args.rank, world_size)
@@ -93,9 +94,12 @@ def project_epoch(
         shares = list(data.step_shares(order, train.batch_size, rank, world_size, 0))
         rates = rates_of(train, epoch, len(shares), world_size)
         full = len(order) // (train.batch_size * world_size)
-        sums = steps.train_indices(np.stack(shares[:full]), rates[:full]).numpy()
+        indices = np.stack(shares[:full])
+        weights = np.ones(indices.shape, np.float32)
+        sums = steps.train_indices(indices, weights, rates[:full]).numpy()
         for share, rate in zip(shares[full:], rates[full:], strict=True):
-            sums += steps.train_indices(share[None], rate[None]).numpy()
+            taken, weights = data.filled(share)
+            sums += steps.train_indices(taken[None], weights[None], rate[None]).numpy()
         return sums, len(shares)
 
     return run

@@ -30,6 +30,12 @@ def starts(job: Job) -> list[dict[str, Any]]:
     return [e for e in job.events() if e["event"] == "start"]
 
 
+def committed(run: Path) -> list[dict[str, Any]]:
+    """What Ray Train knows of the checkpoints of a run, the best last."""
+    content = json.loads((run / "checkpoint_manager_snapshot.json").read_text())
+    return list(content["checkpoint_results"])
+
+
 def newest_checkpoint(directory: Path, run: str) -> Path:
     """As Ray Train has committed it."""
     root = directory / "runs" / run

@@ -76,6 +76,21 @@ def test_empty_file_is_refused(tmp_path: Path):
     assert checked(tmp_path) == f"{tmp_path}/test.tfrecord: there is no record in it"
 
 
+def test_unreadable_file_is_refused(tmp_path: Path):
+    write_splits(tmp_path, 5)
+    (tmp_path / "train-2.tfrecord").mkdir()
+    assert checked(tmp_path).startswith(f"{tmp_path}/train-2.tfrecord: cannot be read: ")
+
+
+def test_other_files_of_the_same_directory_are_no_resume(tmp_path: Path):
+    write_splits(tmp_path, 5)
+    config = compose(Config, "tf_train.conf", ["data=tfrecord", f"data.path={tmp_path}"]).data
+    before = data.fingerprint(config)
+    write_splits(tmp_path, 6)
+    assert before is not None
+    assert data.fingerprint(config) != before
+
+
 def test_record_with_another_feature_spec_is_refused(tmp_path: Path):
     write_splits(tmp_path, 5)
     file = tmp_path / "val.tfrecord"
@@ -137,7 +152,8 @@ def test_more_workers_than_cpus_are_refused_without_starting_ray(start: StartJob
 
 
 def test_absent_gpu_is_refused(start: StartJob):
-    with start("scaling.use_gpu=true", "scaling.num_workers=1") as job:
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    with start("scaling.use_gpu=true", "scaling.num_workers=1", env=hidden) as job:
         assert job.wait(60) == 2
     assert job.output().strip() == "error: scaling.use_gpu=true: the cluster has no GPU"
     assert job.survivors() == []

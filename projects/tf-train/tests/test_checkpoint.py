@@ -81,6 +81,11 @@ def test_model_of_another_architecture_is_refused(saved: Path, width: int, name:
     assert found == "model.keras is a model of another architecture"
 
 
+def test_mean_and_spread_of_the_data_are_no_architecture(saved: Path):
+    other = build_model(ModelConfig("mlp", 8), [8, 8, 1], 10, 1.0, 2.0, "fp32", 0)
+    assert ckpt.damage(Checkpoint.from_directory(str(saved)), other) is None
+
+
 def test_the_first_good_one_is_found_behind_the_others(saved: Path, tmp_path: Path):
     good = tmp_path / "good"
     shutil.copytree(saved, good)

@@ -58,6 +58,10 @@ def test_preset_composes_with_the_command_in_its_first_comment(preset: Path):
         ("data.num_classes=1", "data.num_classes=1: must be >= 2"),
         ("data.num_classes=11", "data.num_classes=11: must be 10 for digits"),
         ("checkpoint.metric=f1", "checkpoint.metric=f1: must be one of val_accuracy"),
+        (
+            "checkpoint.metric=train_loss",
+            "checkpoint.metric=train_loss: must be one of val_accuracy",
+        ),
         ("checkpoint.metric=val_loss", "checkpoint.mode=max: must be min for checkpoint.metric="),
         ("checkpoint.num_to_keep=0", "checkpoint.num_to_keep=0: must be >= 1"),
         ("failure.max_failures=-2", "failure.max_failures=-2: must be >= -1"),
@@ -70,3 +74,9 @@ def test_wrong_value_is_refused_by_key(override: str, message: str):
     with pytest.raises(UserError) as error:
         compose(Config, CONF, [override])
     assert str(error.value).startswith(message)
+
+
+def test_a_stream_has_no_checkpoints_inside_an_epoch():
+    with pytest.raises(UserError) as error:
+        compose(Config, CONF, ["data.loader=ray", "checkpoint.every_steps=5"])
+    assert str(error.value).startswith("checkpoint.every_steps=5: must be 0 with data.loader=ray")

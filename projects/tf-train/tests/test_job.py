@@ -10,6 +10,7 @@ import pytest
 from ray_shared.config import compose
 from ray_shared.testing import steps_done_twice
 from tf_train import data
+from tf_train.backend import tf
 from tf_train.config import Config
 
 from .conftest import StartJob
@@ -83,6 +84,15 @@ def test_killed_worker_costs_few_steps_and_leaves_none_out(start: StartJob):
     assert resumed > 20, "it resumed from the beginning of an epoch, not from inside"
     assert f"resume after step {resumed}" in job.output()
     assert {e["step"] for e in events if e["event"] == "step"} == set(range(1, 41))
+
+
+@pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="needs a GPU")
+def test_gpus_train_with_nccl(start: StartJob):
+    workers = f"scaling.num_workers={len(tf.config.list_physical_devices('GPU'))}"
+    with start("experiment=gpu", workers, "train.epochs=20") as job:
+        assert job.wait() == 0, job.output()
+    assert "on GPU" in job.output()
+    assert job.result()["metrics"]["accuracy"] >= 0.9
 
 
 @pytest.mark.fault

@@ -60,7 +60,7 @@ class Demand:
         cpus = sum(node.get("CPU", 0) for node in nodes)
         gpus = sum(node.get("GPU", 0) for node in nodes)
         if self.gpus_per_worker and gpus == 0:
-            raise UserError("scaling.use_gpu=true: the cluster has no GPU")
+            raise UserError(f"{self.key.split('.')[0]}.use_gpu=true: the cluster has no GPU")
         places = sum(self._places(node) for node in nodes)
         if places < self.num_workers:
             needs = f"{self.cpus_per_worker:g} CPU" + (" and 1 GPU" if self.gpus_per_worker else "")

@@ -23,6 +23,8 @@ class Boosting:
         self.seed = config.train.seed
         self.epoch = 0
         self.fixed: dict[str, Any] = {"tree_method": "hist", "nthread": num_threads}
+        if config.trial.use_gpu:
+            self.fixed["device"] = "cuda"
         if self.table.classes:
             classes = len(self.table.classes)
             self.fixed |= {"objective": "multi:softprob", "num_class": classes}

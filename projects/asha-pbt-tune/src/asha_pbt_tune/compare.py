@@ -1,6 +1,5 @@
 """`action=compare`: several ways to search, with the same epochs to spend, over several seeds."""
 
-import dataclasses
 import logging
 import math
 import statistics
@@ -11,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.tune import Stopper
+from ray_shared.errors import JobError
 from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import open_storage
 
 from asha_pbt_tune import plots, results, tune
 from asha_pbt_tune.config import PROJECT, Config
-from asha_pbt_tune.hyperparameters import VARIANTS
+from asha_pbt_tune.earlier import variant_of
 from asha_pbt_tune.record import Event, Record
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,12 @@ logger = logging.getLogger(__name__)
 class EpochBudget(Stopper):
     """Ends a study when all its trials together have trained so many epochs."""
 
-    def __init__(self, budget: int, record: Record):
-        self.budget, self.record = budget, record
+    record: Record
+    """Of the study that runs. Of the class, because Tune takes a stopper out of the state of a
+    study that is resumed: with a record in it, that would be a copy that counts no more."""
+
+    def __init__(self, budget: int):
+        self.budget = budget
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether this trial is to be stopped; none is, alone."""
@@ -37,25 +41,6 @@ class EpochBudget(Stopper):
     def stop_all(self) -> bool:
         """Whether all are."""
         return self.record.epochs_spent >= self.budget
-
-
-def variant_of(config: Config, variant: str, seed: int) -> Config:
-    """The same study, searched in another way.
-
-    Schedulers that stop trials may begin as many as the epochs allow.
-    """
-    search, scheduler = VARIANTS[variant]
-    budget = config.tune.num_trials * config.train.epochs
-    num_trials = config.tune.num_trials
-    if scheduler == "asha":
-        num_trials = budget // config.scheduler.grace_epochs
-    return dataclasses.replace(
-        config,
-        action="tune",
-        search=dataclasses.replace(config.search, name=search),
-        scheduler=dataclasses.replace(config.scheduler, name=scheduler),
-        tune=dataclasses.replace(config.tune, num_trials=num_trials, seed=seed),
-    )
 
 
 def run(config: Config, report: Report) -> None:
@@ -72,15 +57,33 @@ def run(config: Config, report: Report) -> None:
                 directory = report.output_dir / f"{variant}-{seed}"
                 directory.mkdir(parents=True, exist_ok=True)
                 study = variant_of(config, variant, seed)
-                record = Record(study, directory)
-                stopper = EpochBudget(budget, record)
-                tune.search(study, record, run_dir.child(f"{variant}-{seed}"), stopper)
-                studies.append({"variant": variant, "seed": seed} | curve(study, record.events))
+                EpochBudget.record = record = Record(study, directory)
+                where = run_dir.child(f"{variant}-{seed}")
+                trials = tune.search(study, record, where, EpochBudget(budget))
+                results.tidy(study, trials, None)
+                found = curve(study, record.events)
+                check_failed(config, f"{variant}, seed {seed}", found)
+                studies.append({"variant": variant, "seed": seed} | found)
         report.metrics = summarize(config, studies)
         path = report.output_dir / "compare.parquet"
         pq.write_table(pa.Table.from_pylist(studies), path)
         report.artifacts |= {"studies": str(path), "plot": str(draw(config, studies, path.parent))}
     show(config, report)
+
+
+def check_failed(config: Config, study: str, found: dict[str, Any]) -> None:
+    """Ends a comparison that would compare with a failed study.
+
+    Raises:
+        JobError: If it has no score, or more failed trials than are allowed.
+    """
+    failed, trials = found["num_failed"], found["num_trials"]
+    if not found["best"] or not np.isfinite(found["best"][-1]):
+        raise JobError(f"{study}: no trial has a score; {failed} of {trials} failed")
+    allowed = config.failure.max_failed_fraction
+    if failed > allowed * trials:
+        key = "failure.max_failed_fraction"
+        raise JobError(f"{study}: {failed} of {trials} trials failed, more than {key}={allowed:g}")
 
 
 def curve(config: Config, events: list[Event]) -> dict[str, Any]:
@@ -117,10 +120,15 @@ def summarize(config: Config, studies: list[dict[str, Any]]) -> dict[str, Any]:
             "num_failed": sum(s["num_failed"] for s in mine),
             "epochs_spent": statistics.median(s["epochs_spent"] for s in mine),
             "seconds": statistics.median(s["seconds"][-1] for s in mine),
-            "share_of_epochs": statistics.median(epochs / budget for epochs, _ in needed),
-            "seconds_to_target": statistics.median(seconds for _, seconds in needed),
+            # None, if most of the studies did not reach it.
+            "share_of_epochs": _finite(statistics.median(e / budget for e, _ in needed)),
+            "seconds_to_target": _finite(statistics.median(seconds for _, seconds in needed)),
         }
     return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def show(config: Config, report: Report) -> None:
@@ -129,9 +137,11 @@ def show(config: Config, report: Report) -> None:
     rows = {}
     for variant in config.compare.variants:
         m = report.metrics[variant]
+        share = m["share_of_epochs"]
+        reached = f"after {share:.2f} of its epochs" if share is not None else "not reached"
         rows[variant] = (
             f"best {m['best_score']:.4f}, {m['num_trials']:g} trials, "
-            f"{m['seconds']:.0f} s; {first}'s best after {m['share_of_epochs']:.2f} of its epochs"
+            f"{m['seconds']:.0f} s; {first}'s best {reached}"
         )
     show_table(f"{PROJECT}: medians of {config.compare.num_seeds} seed(s)", rows)
     show_artifacts(report)

@@ -2,13 +2,15 @@
 
 import difflib
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ray_shared.errors import UserError, check
 from ray_shared.groups import ClusterConfig, RunConfig, StorageConfig
 
-from asha_pbt_tune import space
+from asha_pbt_tune import pairs, space
 from asha_pbt_tune.hyperparameters import DATASETS, OBJECTIVES, REGRESSION_METRICS, VARIANTS
+from asha_pbt_tune.pairs import one_of
 
 PROJECT = "asha-pbt-tune"
 ACTIONS = ("tune", "train", "compare")
@@ -35,8 +37,8 @@ class ObjectiveConfig:
     PBT has found; only with `action=train`."""
 
     def __post_init__(self) -> None:
-        check(self.name in OBJECTIVES, "objective.name", self.name, _one_of(OBJECTIVES))
-        check(self.dataset in DATASETS, "objective.dataset", self.dataset, _one_of(DATASETS))
+        check(self.name in OBJECTIVES, "objective.name", self.name, one_of(OBJECTIVES))
+        check(self.dataset in DATASETS, "objective.dataset", self.dataset, one_of(DATASETS))
         check(self.split_seed >= 0, "objective.split_seed", self.split_seed, ">= 0")
         if self.name == "torch":
             check(self.dataset == "digits", "objective.dataset", self.dataset, "digits for torch")
@@ -44,11 +46,16 @@ class ObjectiveConfig:
         changes = [set(change) - {"after_epoch"} for change in self.schedule]
         for key in set(self.hyperparameters).union(*changes) - OBJECTIVES[self.name].keys():
             near = difflib.get_close_matches(key, OBJECTIVES[self.name], n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else _one_of(OBJECTIVES[self.name])
+            hint = f"did you mean '{near[0]}'?" if near else one_of(OBJECTIVES[self.name])
             raise UserError(f"unknown key 'objective.hyperparameters.{key}': {hint}")
         for change in self.schedule:
             ok = isinstance(change.get("after_epoch"), int) and change["after_epoch"] >= 1
-            check(ok, "objective.schedule", change, "changes with after_epoch >= 1")
+            ok &= all(OBJECTIVES[self.name][k].mutable for k in change if k != "after_epoch")
+            allowed = "changes with after_epoch >= 1, of what may change in the course of training"
+            check(ok, "objective.schedule", change, allowed)
+        if self.path is not None and "://" not in self.path:
+            # Once and for all, on the driver: a trial has a directory of its own.
+            self.path = str(Path(self.path).expanduser().absolute())
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -91,7 +98,7 @@ class SearchConfig:
     """optuna only: trials at random before TPE begins. At least 0."""
 
     def __post_init__(self) -> None:
-        check(self.name in SEARCHES, "search.name", self.name, _one_of(SEARCHES))
+        check(self.name in SEARCHES, "search.name", self.name, one_of(SEARCHES))
         ok = self.num_startup_trials >= 0
         check(ok, "search.num_startup_trials", self.num_startup_trials, ">= 0")
 
@@ -115,7 +122,7 @@ class SchedulerConfig:
     """pbt: how often a hyperparameter is drawn anew and not multiplied by 0.8 or 1.2."""
 
     def __post_init__(self) -> None:
-        check(self.name in SCHEDULERS, "scheduler.name", self.name, _one_of(SCHEDULERS))
+        check(self.name in SCHEDULERS, "scheduler.name", self.name, one_of(SCHEDULERS))
         check(self.grace_epochs >= 1, "scheduler.grace_epochs", self.grace_epochs, ">= 1")
         factor = self.reduction_factor
         check(factor >= 2, "scheduler.reduction_factor", factor, ">= 2")
@@ -231,10 +238,10 @@ class Config:
     compare: CompareConfig
 
     def __post_init__(self) -> None:
-        check(self.action in ACTIONS, "action", self.action, _one_of(ACTIONS))
+        check(self.action in ACTIONS, "action", self.action, one_of(ACTIONS))
         space.check(self.space, self.objective.name)
-        self._check_metric()
-        self._check_search()
+        pairs.check_metric(self)
+        pairs.check_search(self)
         grace = self.scheduler.grace_epochs
         ok = "asha" not in self.schedulers or grace <= self.train.epochs
         check(ok, "scheduler.grace_epochs", grace, f"<= train.epochs={self.train.epochs}")
@@ -244,41 +251,12 @@ class Config:
         if self.objective.schedule and self.action != "train":
             raise UserError("objective.schedule: only with action=train")
 
-    def _check_metric(self) -> None:
-        metrics = self.objective.metrics
-        metric, mode = self.tune.metric, self.tune.mode
-        ok = metric is None or metric in metrics
-        check(ok, "tune.metric", metric, f"null or what the objective reports: {_one_of(metrics)}")
-        better = metrics[self.metric]
-        allowed = f"null or {better} for tune.metric={self.metric}"
-        check(mode in (None, better), "tune.mode", mode, allowed)
-
-    def _check_search(self) -> None:
-        search, pbt = self.search.name, "pbt" in self.schedulers
-        if self.scheduler.name == "pbt" and search == "optuna":
-            raise UserError(
-                "search=optuna with scheduler=pbt: PBT changes hyperparameters while a trial runs, "
-                "and TPE would learn from values that no trial had throughout; choose search=random"
-            )
-        if pbt:
-            allowed = "1 with PBT: Ray Train gives its checkpoints to no other trial"
-            check(self.trial.num_workers == 1, "trial.num_workers", self.trial.num_workers, allowed)
-            at_once, trials = self.tune.max_concurrent, self.tune.num_trials
-            check(at_once is None, "tune.max_concurrent", at_once, "null with PBT: all take part")
-            check(trials >= 2, "tune.num_trials", trials, ">= 2 with PBT: a population")
-        if self.search.warm_start is not None and self.searcher != "optuna":
-            raise UserError(f"search.warm_start={self.search.warm_start}: only with search=optuna")
-        if search == "grid":
-            number, trials = space.combinations(self.space), self.tune.num_trials
-            allowed = f">= {number}, the combinations of search=grid"
-            check(number <= trials, "tune.num_trials", trials, allowed)
-
     @property
     def schedulers(self) -> set[str]:
         """Names of all that are used."""
         if self.action == "compare":
             return {VARIANTS[variant][1] for variant in self.compare.variants}
-        return {self.scheduler.name}
+        return {self.scheduler.name} if self.action == "tune" else set()
 
     @property
     def metric(self) -> str:
@@ -310,11 +288,9 @@ class Config:
         del tune["max_concurrent"]
         found = {"action": self.action, "objective": asdict(self.objective), "tune": tune}
         found |= {"train": asdict(self.train), "trial": {"num_workers": self.trial.num_workers}}
-        if self.action == "tune":
-            scheduler = asdict(self.scheduler)
-            found |= {"space": self.space, "search": asdict(self.search), "scheduler": scheduler}
+        search, scheduler = asdict(self.search), asdict(self.scheduler)
+        if self.action == "compare":  # Which has names of its own for both.
+            del search["name"], scheduler["name"]
+        if self.action != "train":
+            found |= {"space": self.space, "search": search, "scheduler": scheduler}
         return found
-
-
-def _one_of(names: Any) -> str:
-    return f"one of {', '.join(names)}"

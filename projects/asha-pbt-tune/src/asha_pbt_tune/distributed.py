@@ -30,11 +30,9 @@ from ray_shared.tracking import Event, read_new_events
 from asha_pbt_tune import objectives
 from asha_pbt_tune.config import Config
 from asha_pbt_tune.network import Network
-from asha_pbt_tune.plan import make_plan
+from asha_pbt_tune.plan import make_plan, nodes
 
 POLL_S = 0.05
-PATIENCE_S = 60.0
-"""How long a stopped trial's workers may take to their next look."""
 
 
 class DistributedTrial(tune.Trainable):
@@ -62,10 +60,17 @@ class DistributedTrial(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial in the same process, unless the workers of this one do not end."""
+        """The next trial in the same process.
+
+        Raises:
+            RuntimeError: If the workers of this one do not end. It is then the next trial that has
+                failed, and is tried again in another process.
+        """
         self.cleanup()
         if self._thread.is_alive():
-            return False
+            timeout_s = self.settings.failure.report_timeout_s
+            key = "failure.report_timeout_s"
+            raise RuntimeError(f"the workers of the trial before did not end for {key}={timeout_s}")
         self._begin(new_config)
         return True
 
@@ -87,11 +92,11 @@ class DistributedTrial(tune.Trainable):
         return event | {"done": event["epoch"] >= self.settings.train.epochs}
 
     def cleanup(self) -> None:
-        """Lets the workers end by themselves, with their placement group."""
+        """Lets the workers end by themselves, after their epoch, with their placement group."""
         if self._thread.is_alive():
             self._stop.write_bytes(b"")
-            self._thread.join(PATIENCE_S)
-        if self._stop.exists():
+            self._thread.join(self.settings.failure.report_timeout_s)
+        if self._stop.exists() and not self._thread.is_alive():
             self._stop.delete()
         shutil.rmtree(self._events.parent, ignore_errors=True)
 
@@ -115,7 +120,7 @@ class DistributedTrial(tune.Trainable):
         training.set_environment(
             local=settings.cluster.mode == "local", start_timeout_s=trial.start_timeout_s
         )
-        cpus = make_plan(settings, ray.cluster_resources()).cpus
+        cpus = make_plan(settings, nodes()).cpus
         loop = {"config": settings, "hyperparameters": hyperparameters, "stop": self._stop}
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
@@ -178,12 +183,17 @@ def train_worker(loop: dict[str, Any]) -> None:
     if newest is not None:
         with newest.as_directory() as directory:
             network.load(Path(directory))
+        if network.epoch == config.train.epochs:
+            # All is done, but the study was killed before it knew.
+            event = {"epoch": network.epoch, **network.evaluate("val")}
+            ray.train.report(event | {"checkpoint_path": newest.path})
     while network.epoch < config.train.epochs:
         # All workers do the same, so one of them looks.
         if broadcast_from_rank_zero(network.rank == 0 and stop.exists()):
             return
         network.set(objectives.values_at(config, loop["hyperparameters"], network.epoch))
         metrics = network.train_epoch()
+        objectives.check_reported(config, metrics)
         event = {"epoch": network.epoch, **metrics}
         checkpoint = None
         if objectives.checkpoint_due(config, network.epoch) and network.rank == 0:

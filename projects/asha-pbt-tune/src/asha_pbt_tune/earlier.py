@@ -1,5 +1,7 @@
-"""What earlier studies have left: a state to go on from, finished trials for TPE to begin with."""
+"""What is known before a study begins: what others have left, and what a comparison consists of."""
 
+import dataclasses
+import math
 from typing import Any
 
 from ray_shared.errors import UserError
@@ -7,6 +9,7 @@ from ray_shared.storage import Storage, open_storage, reason_of
 
 from asha_pbt_tune import space
 from asha_pbt_tune.config import Config
+from asha_pbt_tune.hyperparameters import VARIANTS
 
 KEY = "search.warm_start"
 STATE = "experiment_state-"
@@ -16,6 +19,16 @@ STATE = "experiment_state-"
 def newest_state(run_dir: Storage) -> str | None:
     """The name of the file that Tune would resume the study from; None if it has not begun."""
     return max((name for name in run_dir.names() if name.startswith(STATE)), default=None)
+
+
+def states(config: Config, run_dir: Storage) -> list[str]:
+    """The states in the directory of a run, of one study or of those that are compared."""
+    parts = [""]
+    if config.action == "compare":
+        seeds = range(config.tune.seed, config.tune.seed + config.compare.num_seeds)
+        parts = [f"{variant}-{seed}/" for seed in seeds for variant in config.compare.variants]
+    newest = {part: newest_state(run_dir.child(part) if part else run_dir) for part in parts}
+    return [part + state for part, state in newest.items() if state] or [STATE]
 
 
 def warm_start(config: Config) -> tuple[list[dict[str, Any]], list[float]]:
@@ -44,9 +57,29 @@ def warm_start(config: Config) -> tuple[list[dict[str, Any]], list[float]]:
     points, scores = [], []
     for row in table.to_pylist():
         point = {name: row[name] for name in searched if row.get(name) is not None}
-        if row["fate"] == "finished" and space.contains(searched_space, point):
+        known = row["fate"] == "finished" and math.isfinite(row["score"])
+        if known and space.contains(searched_space, point):
             points.append(point)
             scores.append(float(row["score"]))
     if not points:
         raise UserError(f"{KEY}={path}: none of its finished trials lies inside the space")
     return points, scores
+
+
+def variant_of(config: Config, variant: str, seed: int) -> Config:
+    """The same study, searched in another way.
+
+    Schedulers that stop trials may begin as many as the epochs allow.
+    """
+    search, scheduler = VARIANTS[variant]
+    budget = config.tune.num_trials * config.train.epochs
+    num_trials = config.tune.num_trials
+    if scheduler == "asha":
+        num_trials = budget // config.scheduler.grace_epochs
+    return dataclasses.replace(
+        config,
+        action="tune",
+        search=dataclasses.replace(config.search, name=search),
+        scheduler=dataclasses.replace(config.scheduler, name=scheduler),
+        tune=dataclasses.replace(config.tune, num_trials=num_trials, seed=seed),
+    )

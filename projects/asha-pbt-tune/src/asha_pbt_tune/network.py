@@ -108,9 +108,7 @@ class Network:
             self.optimizer.step()
             loss_sum += loss.detach() * share
         self.epoch += 1
-        return {"train_loss": float(loss_sum) * self.world_size / len(order)} | self._evaluate(
-            "val"
-        )
+        return {"train_loss": float(loss_sum) * self.world_size / len(order)} | self.evaluate("val")
 
     def save(self, directory: Path) -> None:
         """Writes weights, the optimizer's moments and the epoch."""
@@ -134,7 +132,7 @@ class Network:
 
     def test(self) -> dict[str, float]:
         """Metrics on the test rows."""
-        return self._evaluate("test")
+        return self.evaluate("test")
 
     def bundle(self, directory: Path) -> Bundle:
         """Writes the weights."""
@@ -157,8 +155,8 @@ class Network:
         )
 
     @torch.inference_mode()
-    def _evaluate(self, split: str) -> dict[str, float]:
-        """On all rows, also with several workers: they are few, and the weights are the same."""
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics on all rows of a split, also with several workers: the weights are the same."""
         inputs, labels = self.rows[split]
         self.module.eval()
         logits = self.module(inputs)

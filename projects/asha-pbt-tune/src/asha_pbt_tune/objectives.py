@@ -60,8 +60,23 @@ def values_at(config: Config, drawn: dict[str, Any], epoch: int) -> dict[str, An
     return values
 
 
+def check_reported(config: Config, metrics: dict[str, float]) -> None:
+    """Refuses an epoch without the metric that is optimized, at the first one.
+
+    Raises:
+        ValueError: Names the metric, and those that are reported.
+    """
+    if config.metric not in metrics:
+        names = ", ".join(metrics)
+        raise ValueError(f"tune.metric={config.metric}: the objective reports only {names}")
+
+
 def checkpoint_due(config: Config, epoch: int) -> bool:
     """Whether a trial saves after this epoch."""
+    return epoch % checkpoint_interval(config) == 0 or epoch == config.train.epochs
+
+
+def checkpoint_interval(config: Config) -> int:
+    """Epochs between two checkpoints of a trial; PBT saves when it looks."""
     pbt = config.scheduler.name == "pbt" and config.action == "tune"
-    every = config.scheduler.perturbation_epochs if pbt else config.checkpoint.every_epochs
-    return epoch % every == 0 or epoch == config.train.epochs
+    return config.scheduler.perturbation_epochs if pbt else config.checkpoint.every_epochs

@@ -17,6 +17,7 @@ import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
+from ray_shared.errors import JobError
 
 from asha_pbt_tune.config import Config
 
@@ -36,10 +37,32 @@ class Record(Callback):
         self.events_path = output_dir / "metrics.jsonl"
         self.scheduler: TrialScheduler | None = None
         """One whose attributes are saved with the study."""
+        self.resumes = False
+        """Whether there is a study to go on with."""
+        self._restored = False
         self._heard: dict[str, float] = {}
         """Trial to the time of its last sign of life, in this process's monotonic seconds."""
         self._killed: set[str] = set()
         self._begun: set[str] = set()
+
+    def setup(
+        self,
+        stop: Any = None,
+        num_samples: int | None = None,
+        total_num_samples: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Called once, after the state of a study that is resumed has been read.
+
+        Raises:
+            JobError: If it could not be: Tune would begin the study anew, beside what there is.
+        """
+        del stop, num_samples, total_num_samples
+        if self.resumes and not self._restored:
+            raise JobError(
+                "the state of the study cannot be read: its driver was killed while it was "
+                "written; choose another run.name"
+            )
 
     def add(self, event: Event) -> None:
         """Records one event."""
@@ -141,7 +164,8 @@ class Record(Callback):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """The opposite of `get_state`."""
+        """The opposite of `get_state`; the last part of a study that Tune reads."""
+        self._restored = True
         for event in state["events"]:
             self._count(event)
         if self.scheduler is not None:

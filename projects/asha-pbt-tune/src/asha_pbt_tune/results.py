@@ -1,7 +1,9 @@
 """What a study leaves behind: counts, the table of trials, the best configuration and model."""
 
+import dataclasses
 import logging
 import tempfile
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -180,16 +182,21 @@ def write_best(config: Config, schedule: list[tuple[int, dict[str, Any]]], out: 
     Returns:
         `best/experiment/best.yaml`.
     """
-    (_, first), *changes = schedule
-    objective: dict[str, Any] = {"hyperparameters": config.objective.hyperparameters | first}
-    preset: dict[str, Any] = {"objective": objective, "train": {"epochs": config.train.epochs}}
-    if changes:
-        objective["schedule"] = [
-            {"after_epoch": epoch} | {name: v for name, v in values.items() if v != before[name]}
-            for (_, before), (epoch, values) in pairwise(schedule)
-        ]
-        # As in the study, so that random numbers begin anew at the same epochs.
-        preset["checkpoint"] = {"every_epochs": config.scheduler.perturbation_epochs}
+    (_, first), *_ = schedule
+    objective = asdict(config.objective)
+    objective["hyperparameters"] |= first
+    objective["schedule"] += [
+        {"after_epoch": epoch} | {name: v for name, v in values.items() if v != before[name]}
+        for (_, before), (epoch, values) in pairwise(schedule)
+    ]
+    preset = {
+        "objective": objective,
+        "train": asdict(config.train),
+        "tune": {"metric": config.tune.metric},
+        "trial": {"num_workers": config.trial.num_workers},
+        # As in the study, so that XGBoost's random numbers begin anew at the same epochs.
+        "checkpoint": {"every_epochs": objectives.checkpoint_interval(config)},
+    }
     path = out / "best" / "experiment" / "best.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     where = out.absolute() / "best"
@@ -215,7 +222,9 @@ def write_best_bundle(
         Metrics on the test rows, which nobody has looked at before.
     """
     trial = next(trial for trial in trials if trial.trial_id == trial_id)
-    objective = objectives.build(config, schedule[-1][1], num_threads=1)
+    # Where the driver is there may be no GPU.
+    here = dataclasses.replace(config, trial=dataclasses.replace(config.trial, use_gpu=False))
+    objective = objectives.build(here, schedule[-1][1], num_threads=1)
     with checkpoint_of(trial).as_directory() as directory:
         objective.load(Path(directory))
     metrics = objective.test()

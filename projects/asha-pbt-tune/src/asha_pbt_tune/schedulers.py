@@ -3,11 +3,13 @@
 Source: https://docs.ray.io/en/releases-2.60.0/tune/api/schedulers.html
 """
 
+import math
 from typing import Any
 
 import optuna
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
 from asha_pbt_tune import space
@@ -15,13 +17,23 @@ from asha_pbt_tune.config import Config
 from asha_pbt_tune.record import Record
 
 
-def asha(config: Config, record: Record) -> ASHAScheduler:
+class RecordedASHA(ASHAScheduler):
+    """Asynchronous successive halving that stops what has diverged."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """A score that is no number is less than none, and would pass every rung."""
+        action = str(super().on_trial_result(tune_controller, trial, result))
+        diverged = not math.isfinite(result.get(self._metric or "", 0.0))
+        return str(TrialScheduler.STOP) if diverged else action
+
+
+def asha(config: Config, record: Record) -> RecordedASHA:
     """Asynchronous successive halving, whose rungs survive the driver.
 
     Tune saves searchers and callbacks but no scheduler: without this, a resumed study would compare
     its trials only with those that come after.
     """
-    scheduler = ASHAScheduler(
+    scheduler = RecordedASHA(
         time_attr="epoch",
         max_t=config.train.epochs,
         grace_period=config.scheduler.grace_epochs,
@@ -54,12 +66,21 @@ class RecordedPBT(PopulationBasedTraining):
             log_config=False,  # Its files would lie in the driver's temporary directory.
         )
         self._record = record
-        self._epochs = config.train.epochs
+        self._epochs, self._every = config.train.epochs, config.scheduler.perturbation_epochs
+        self._name, self._worst = config.metric, math.inf if config.mode == "min" else -math.inf
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Nobody takes over at the last epoch: it would be another trial's model, twice."""
-        if result.get("epoch", 0) >= self._epochs:
-            return TrialScheduler.CONTINUE
+        """Looks where there are checkpoints, and not at the last epoch.
+
+        A member that goes on after a failure, or with a resumed study, counts its epochs anew for
+        Tune's scheduler, which would look in between. At the last epoch nobody takes over: it would
+        be another trial's model, twice.
+        """
+        epoch = result.get("epoch", 0)
+        if epoch >= self._epochs or epoch % self._every:
+            return str(TrialScheduler.CONTINUE)
+        if not math.isfinite(result[self._name]):  # Tune would leave such a member alone.
+            result = result | {self._name: self._worst}
         return str(super().on_trial_result(tune_controller, trial, result))
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Any, Any]:
@@ -94,12 +115,42 @@ class PruningOptuna(OptunaSearch):
         )
         self._epochs = config.train.epochs
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tells Optuna the score of an epoch; a retried trial may report one again."""
+        self._tell(trial_id, result)
+
+    def _tell(self, trial_id: str, result: dict[str, Any]) -> None:
+        trial, epoch = self._ot_trials[trial_id], result["epoch"]
+        known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if epoch not in known:
+            trial.report(result[self.metric], epoch)
+
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tells Optuna how the trial ended."""
         if result and not error and result.get("epoch", 0) < self._epochs:
             # Tune shows the searcher no result at which the scheduler stops a trial.
-            self._ot_trials[trial_id].report(result[self.metric], result["training_iteration"])
+            self._tell(trial_id, result)
             result = None  # Which Optuna is told as `PRUNED`.
         super().on_trial_complete(trial_id, result, error)
+
+
+class Limited(ConcurrencyLimiter):
+    """At most so many trials at a time, also where a resumed study had another limit."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """All of the state but the limit."""
+        limit = self.max_concurrent
+        super().set_state(state)
+        self.max_concurrent = limit
+
+
+class Draws(BasicVariantGenerator):
+    """Random draws, or a grid; the limit as above."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """All of the state but the limit."""
+        limit = self.max_concurrent
+        super().set_state(state)
+        self.max_concurrent = limit

@@ -106,6 +106,8 @@ def _check_bounds(
         step = arguments[2]
         if not 0 < step <= high - low:
             raise UserError(f"{key}={arguments}: the step must be in (0, {high - low:g}]")
+        if any(not math.isclose(bound / step, round(bound / step)) for bound in (low, high)):
+            raise UserError(f"{key}={arguments}: the bounds must be multiples of the step")
 
 
 def _check_number(key: str, value: Any, kind: type) -> None:
@@ -161,25 +163,28 @@ def mutations(space: dict[str, Any], objective: str) -> dict[str, Any]:
 
 
 def inside(space: dict[str, Any], hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """The same hyperparameters, pushed back between their bounds.
+    """The same hyperparameters, pushed back between their bounds and onto their steps.
 
-    PBT multiplies by 0.8 or 1.2 without a look at the bounds: a dropout of 0.9 becomes 1.08.
+    PBT multiplies by 0.8 or 1.2 without a look at either: a dropout of 0.9 becomes 1.08.
     """
     pushed = dict(hyperparameters)
     for name, entry in space.items():
         if isinstance(entry, dict) and "choice" not in entry:
-            ((distribution, (low, high, *_)),) = entry.items()
+            ((distribution, (low, high, *step)),) = entry.items()
             # Tune draws integers below the high bound, but for steps, where it belongs to them.
             if distribution in ("randint", "lograndint"):
                 high -= 1
             # A float stays one at a bound written as an integer: PBT rounds integers.
             value = pushed[name]
+            nearest = round(value / step[0]) * step[0] if step else value
+            if not math.isclose(nearest, value):  # Else it is there, but for what is rounded off.
+                value = type(value)(nearest)
             pushed[name] = type(value)(min(max(value, low), high))
     return pushed
 
 
 def contains(space: dict[str, Any], hyperparameters: dict[str, Any]) -> bool:
-    """Whether the space could have given these hyperparameters, but for the step of a range."""
+    """Whether the space could have given these hyperparameters."""
     for name, entry in space.items():
         if name not in hyperparameters:
             return False

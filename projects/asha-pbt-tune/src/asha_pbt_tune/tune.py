@@ -20,11 +20,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-import ray
 from ray import tune
 from ray.tune import CheckpointConfig, ResumeConfig
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator
 from ray_shared.errors import JobError
 from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
@@ -32,7 +30,7 @@ from ray_shared.storage import Storage, open_storage
 
 from asha_pbt_tune import earlier, memory, objectives, results, schedulers, space
 from asha_pbt_tune.config import PROJECT, Config
-from asha_pbt_tune.plan import Plan, make_plan
+from asha_pbt_tune.plan import Plan, make_plan, nodes
 from asha_pbt_tune.record import Record
 
 logger = logging.getLogger(__name__)
@@ -43,6 +41,10 @@ for _name in ("ray.tune", "ray.train"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 logging.getLogger("ray.tune.tune").addFilter(
     lambda record: not record.getMessage().startswith("Trials did not complete")
+)
+# A traceback; `Record.setup` says it in a sentence.
+logging.getLogger("ray.tune.execution.tune_controller").addFilter(
+    lambda record: not record.getMessage().startswith("Failed to restore the run state")
 )
 
 
@@ -79,8 +81,8 @@ def search(
     Returns:
         Tune's trials, those of earlier starts too.
     """
-    plan = make_plan(config, ray.cluster_resources())
-    resumed = earlier.newest_state(run_dir) is not None
+    plan = make_plan(config, nodes())
+    resumed = record.resumes = earlier.newest_state(run_dir) is not None
     parent, _, name = run_dir.path.rpartition("/")
     logger.info(
         "study %s: %d trial(s) of %d epochs, %s and %s, %d at a time, %g CPU each%s",
@@ -117,7 +119,6 @@ def search(
         num_samples=1 if config.searcher == "grid" else config.num_trials,
         search_alg=make_searcher(config, plan),
         scheduler=make_scheduler(config, record),
-        max_concurrent_trials=plan.limit if config.searcher == "optuna" else None,
         resources_per_trial=plan.resources,
         # Trials of the same size take over each other's process: a new one takes seconds to import.
         reuse_actors=True,
@@ -153,8 +154,15 @@ def make_searcher(config: Config, plan: Plan) -> Any:
     """Who proposes hyperparameters."""
     if config.searcher == "optuna" and config.action == "tune":
         points, scores = earlier.warm_start(config)
-        return schedulers.PruningOptuna(config, points, scores)
-    return BasicVariantGenerator(max_concurrent=plan.limit or 0, random_state=config.tune.seed)
+        optuna_search = schedulers.PruningOptuna(config, points, scores)
+        return schedulers.Limited(optuna_search, plan.limit) if plan.limit else optuna_search
+    if config.searcher == "grid":
+        logger.warning(
+            "search=grid trains all %d combinations: random draws or TPE find as good a one with "
+            "fewer in all but small spaces",
+            config.num_trials,
+        )
+    return schedulers.Draws(max_concurrent=plan.limit or 0, random_state=config.tune.seed)
 
 
 def make_scheduler(config: Config, record: Record) -> TrialScheduler:
@@ -193,6 +201,7 @@ def train_trial(hyperparameters: dict[str, Any], settings: Config) -> None:
     while objective.epoch < settings.train.epochs:
         objective.set(objectives.values_at(settings, hyperparameters, objective.epoch))
         metrics = objective.train_epoch()
+        objectives.check_reported(settings, metrics)
         event = {"epoch": objective.epoch, **metrics}
         if not objectives.checkpoint_due(settings, objective.epoch):
             tune.report(event)

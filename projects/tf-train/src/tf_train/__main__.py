@@ -2,7 +2,7 @@
 
 from ray_shared import cluster, config, storage
 from ray_shared.report import Report
-from ray_shared.runs import check_run
+from ray_shared.runs import TRAIN_SNAPSHOT, check_run
 
 from tf_train.config import PROJECT, Config
 
@@ -25,7 +25,12 @@ def preflight(cfg: Config) -> None:
     cluster.check_planned(cfg.cluster, demand(cfg))
     data.check_files(cfg.data)
     storage.probe(cfg.storage.path)
-    check_run(cfg.run, storage.open_storage(cfg.storage.path), cfg.locked())
+    runs = storage.open_storage(cfg.storage.path)
+    check_run(cfg.run, runs, cfg.locked(data.fingerprint(cfg.data)))
+    if cfg.run.name is not None and runs.child(cfg.run.name).child(TRAIN_SNAPSHOT).exists():
+        from tf_train import checkpoint  # Here, because TensorFlow takes seconds to import.
+
+        checkpoint.check_newest(runs.child(cfg.run.name), cfg)
 
 
 @config.main(Config, "tf_train.conf", PROJECT, preflight)

@@ -3,8 +3,8 @@
 While it is imported, TensorFlow writes lines about the GPUs that it does not find, whatever
 `TF_CPP_MIN_LOG_LEVEL` says; they are dropped here.
 
-`keras` is Keras 3 and never `tf.keras`: Ray Train's TensorFlow backend sets `TF_USE_LEGACY_KERAS=1`
-in its workers, after which `tf.keras` means Keras 2.
+`keras` is Keras 3 and never `tf.keras`, which means Keras 2 wherever `TF_USE_LEGACY_KERAS=1` is
+set, as Ray Train's own TensorFlow backend does in its workers.
 """
 
 import os

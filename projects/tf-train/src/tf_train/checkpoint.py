@@ -6,6 +6,8 @@ SHA-256 of each file, so a truncated checkpoint is found before it is used. Noth
 Source: https://docs.ray.io/en/releases-2.60.0/train/user-guides/checkpoints.html
 """
 
+import hashlib
+import io
 import json
 import tempfile
 import zipfile
@@ -16,8 +18,13 @@ from typing import Any
 import numpy as np
 from ray.train import Checkpoint
 from ray_shared.bundle import sha256
+from ray_shared.errors import UserError
+from ray_shared.runs import TRAIN_SNAPSHOT
+from ray_shared.storage import Storage
 
 from tf_train.backend import keras
+from tf_train.config import Config
+from tf_train.model import build_model
 
 MODEL = "model.keras"
 OPTIMIZER = "optimizer.npz"
@@ -63,9 +70,9 @@ def restore(
     checkpoint: Checkpoint, model: "keras.Model", optimizer: "keras.optimizers.Optimizer"
 ) -> Position:
     """Loads what `save` wrote; the number of workers may have changed since."""
-    load_weights(checkpoint, model)
     with checkpoint.as_directory() as name:
         directory = Path(name)
+        model.load_weights(directory / MODEL)
         with np.load(directory / OPTIMIZER, allow_pickle=False) as state:
             for i, variable in enumerate(optimizer.variables):
                 variable.assign(state[f"{i:04d}"])
@@ -91,17 +98,58 @@ def damage(checkpoint: Checkpoint, model: "keras.Model") -> str | None:
                 return f"{file} is missing"
             if sha256(directory / file) != expected:
                 return f"{file} is damaged"
-        with zipfile.ZipFile(directory / MODEL) as archive:
-            saved = json.loads(archive.read("config.json"))
-        if _settings(saved) != _settings(json.loads(model.to_json())):
+        if not _same_architecture((directory / MODEL).read_bytes(), model):
             return f"{MODEL} is a model of another architecture"
     return None
 
 
+def check_newest(run_dir: Storage, config: Config) -> None:
+    """Refuses to resume a run whose newest checkpoint is whole, but of another model.
+
+    One that is damaged is passed over later, for the one before.
+
+    Raises:
+        UserError: Names the file.
+    """
+    committed = json.loads(run_dir.child(TRAIN_SNAPSHOT).read_bytes())
+    name = (committed.get("latest_checkpoint_result") or {}).get("checkpoint_dir_name")
+    if name is None:
+        return
+    newest = run_dir.child(str(name))
+    if not newest.child(MODEL).exists() or not newest.child(MANIFEST).exists():
+        return
+    content = newest.child(MODEL).read_bytes()
+    try:
+        expected = json.loads(newest.child(MANIFEST).read_bytes()).get(MODEL)
+    except (ValueError, AttributeError):
+        return
+    shape, num_classes = config.data.shape, config.data.num_classes
+    train = config.train
+    model = build_model(config.model, shape, num_classes, 0.0, 1.0, train.precision, train.seed)
+    whole = hashlib.sha256(content).hexdigest() == expected
+    if whole and not _same_architecture(content, model):
+        raise UserError(
+            f"{newest.child(MODEL).uri}: a model of another architecture than model={model.name}; "
+            "put back what was there, or choose another run.name"
+        )
+
+
+def _same_architecture(file: bytes, model: "keras.Model") -> bool:
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        saved = json.loads(archive.read("config.json"))
+    return bool(_settings(saved) == _settings(json.loads(model.to_json())))
+
+
 def _settings(described: Any) -> Any:
-    """A model's description without the numbers by which a file refers to what it holds twice."""
+    """A model's description without what makes no other architecture.
+
+    That is mean and spread of the data, and the numbers by which a file refers to what it holds
+    twice.
+    """
     if isinstance(described, dict):
         kept = described.keys() - {"shared_object_id"}
+        if described.get("name") == "normalize":
+            kept -= {"scale", "offset"}
         return {key: _settings(described[key]) for key in kept}
     if isinstance(described, list):
         return [_settings(part) for part in described]

@@ -16,7 +16,7 @@ from ray_shared.groups import (
 )
 
 PROJECT = "tf-train"
-METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
+METRICS = ("val_accuracy", "val_loss")
 
 
 @dataclass
@@ -97,8 +97,8 @@ class TrainConfig:
     """Optimizer steps that TensorFlow does before it returns to Python, with `data.loader=memory`.
     At least 1."""
     step_timeout_s: float
-    """Seconds after which a worker that waits for another one ends itself, so that Ray Train starts
-    the group anew. Longer than `steps_per_call` steps take, tracing included."""
+    """Seconds after which a worker that waits in a step for another one ends itself, so that Ray
+    Train starts the group anew. Longer than `steps_per_call` steps take, tracing included."""
     seed: int
     """Seed of the weights and of the order of the images. At least 0."""
 
@@ -148,9 +148,17 @@ class Config:
         better = "min" if self.checkpoint.metric.endswith("loss") else "max"
         allowed = f"{better} for checkpoint.metric={self.checkpoint.metric}"
         check(self.checkpoint.mode == better, "checkpoint.mode", self.checkpoint.mode, allowed)
+        every_steps = self.checkpoint.every_steps
+        ok = every_steps == 0 or self.data.loader == "memory"
+        allowed = "0 with data.loader=ray: a stream cannot start in the middle"
+        check(ok, "checkpoint.every_steps", every_steps, allowed)
 
-    def locked(self) -> dict[str, Any]:
-        """What a resumed run must not change: its weights, or its scores, would mean nothing."""
+    def locked(self, files: str | None = None) -> dict[str, Any]:
+        """What a resumed run must not change: its weights, or its scores, would mean nothing.
+
+        Args:
+            files: `data.fingerprint`.
+        """
         data, checkpoint = self.data, self.checkpoint
         return {
             "data": {
@@ -159,6 +167,7 @@ class Config:
                 "shape": data.shape,
                 "num_classes": data.num_classes,
                 "split_seed": data.split_seed,
+                "files": files,
             },
             "model": asdict(self.model),
             "train": {"seed": self.train.seed, "precision": self.train.precision},

@@ -1,5 +1,7 @@
 """Images: where they come from, how they are split, and who gets which in an epoch."""
 
+import hashlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,12 +47,36 @@ class Images:
 
 def load(config: DataConfig) -> Images:
     """Reads the whole data set into memory."""
+    splits = {name: load_split(config, name) for name in SPLITS}
+    # Of counts, because NumPy's own would need eight times the memory of the images.
+    counts = np.bincount(splits["train"].images.ravel(), minlength=256)
+    shades = np.arange(256)
+    mean = float(counts @ shades / counts.sum())
+    variance = float(counts @ (shades - mean) ** 2 / counts.sum())
+    return Images(splits, mean, math.sqrt(variance) or 1.0)
+
+
+def load_split(config: DataConfig, name: str) -> Split:
+    """Reads one of the three splits into memory."""
     if config.name == "digits":
-        splits = _load_digits(config.split_seed)
-    else:
-        splits = {name: _read(config, record_files(config, name)) for name in SPLITS}
-    train = splits["train"].images
-    return Images(splits, float(train.mean()), float(train.std()) or 1.0)
+        return _load_digits(config.split_seed)[name]
+    return _read(config, record_files(config, name))
+
+
+def fingerprint(config: DataConfig) -> str | None:
+    """A digest of the names and sizes of the files, which a resumed run must not change.
+
+    Returns:
+        12 hexadecimal digits; None for digits.
+
+    Raises:
+        UserError: If there are no such files.
+    """
+    if config.name == "digits":
+        return None
+    files = [path for name in SPLITS for path in record_files(config, name)]
+    listed = "\n".join(f"{path.name} {path.stat().st_size}" for path in files)
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 
 def check_files(config: DataConfig) -> None:
@@ -125,6 +151,17 @@ def step_shares(
         batch = order[start : start + world_size * batch_size]
         first, last = (len(batch) * r // world_size for r in (rank, rank + 1))
         yield batch[first:last]
+
+
+def filled(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A share as indices and weights; int64 and float32 [B].
+
+    TensorFlow has no gradient of a convolution over no image at all. A worker whose share is empty,
+    at the end of an epoch, takes an image that does not count.
+    """
+    if len(share) == 0:
+        return np.zeros(1, np.int64), np.zeros(1, np.float32)
+    return share, np.ones(len(share), np.float32)
 
 
 def ray_dataset(config: Config) -> "ray.data.Dataset":
@@ -231,6 +268,8 @@ def _read_file(config: DataConfig, path: Path) -> Split:
             done += len(found)
     except tf.errors.DataLossError as error:
         raise UserError(f"{path}: truncated or no TFRecord file: {_why(error)}") from None
+    except tf.errors.OpError as error:
+        raise UserError(f"{path}: cannot be read: {_why(error)}") from None
     if not done:
         raise UserError(f"{path}: there is no record in it")
     return Split(np.concatenate(images), np.concatenate(labels))

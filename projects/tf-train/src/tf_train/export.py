@@ -5,6 +5,7 @@ Both take uint8 images [N, H, W, C] and return probabilities, float32 [N, classe
 Source: https://keras.io/api/models/model_saving_apis/export/
 """
 
+import logging
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 import numpy as np
 from ray_shared.bundle import Bundle, read_bundle, write_bundle
 from ray_shared.errors import JobError
-from ray_shared.report import versions
 from ray_shared.storage import Storage
 
 from tf_train.backend import keras, stderr_dropped, tf
-from tf_train.config import PROJECT, Config
-from tf_train.data import load
+from tf_train.config import Config
+from tf_train.data import load_split
 from tf_train.model import classifier
 
+logger = logging.getLogger(__name__)
 MODEL = "model.keras"
 PARTS = ("bundle", "saved_model")
 NUM_COMPARED = 256
@@ -32,6 +33,7 @@ def write(
     model: "keras.Model",
     config: Config,
     metrics: dict[str, float],
+    versions: dict[str, str],
     images: np.ndarray,
     run_dir: Storage,
 ) -> np.ndarray:
@@ -41,6 +43,7 @@ def write(
         model: The trained network, with logits.
         config: What is written into the bundle's description.
         metrics: Likewise.
+        versions: Likewise; of the libraries on the driver, where the project is installed.
         images: The test images; uint8 [N, H, W, C].
         run_dir: The run's directory.
 
@@ -56,7 +59,7 @@ def write(
         model=asdict(config.model),
         preprocessor={},
         metrics=metrics,
-        versions=versions(PROJECT),
+        versions=versions,
     )
     with tempfile.TemporaryDirectory() as name:
         bundle, saved = (Path(name, part) for part in PARTS)
@@ -77,16 +80,19 @@ def reload(config: Config, run_dir: Storage, returned: dict[str, Any]) -> None:
     Args:
         config: Of the run.
         run_dir: The run's directory.
-        returned: What the workers returned. `predictions` is taken out; the places of both forms
-            and `reloaded_max_difference`, the largest difference of a probability, are put in.
+        returned: What the workers returned. `passed_over` and `predictions` are taken out; the
+            places of both forms and `reloaded_max_difference`, the largest difference of a
+            probability, are put in.
 
     Raises:
         JobError: If a probability differs by more than `TOLERANCE`.
     """
+    for line in returned.pop("passed_over", ()):
+        logger.warning("damaged checkpoint passed over: %s", line)
     expected = returned.pop("predictions", None)
     if expected is None:
         return  # Training has stopped before.
-    images = tf.constant(load(config.data).splits["test"].images[:NUM_COMPARED])
+    images = tf.constant(load_split(config.data, "test").images[:NUM_COMPARED])
     with tempfile.TemporaryDirectory() as name:
         bundle, saved = (Path(name, part) for part in PARTS)
         for part in PARTS:

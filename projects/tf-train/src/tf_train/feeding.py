@@ -41,7 +41,10 @@ def from_memory(worker: Worker) -> Iterator[tuple[np.ndarray, float]]:
             rates.append(learning_rate(train, progress, worker.world_size))
             position.step += 1
             position.offset += step_size
-        sums = worker.steps.train_indices(np.stack(group), np.array(rates, np.float32))
+        indices, weights = zip(*map(data.filled, group), strict=True)
+        sums = worker.steps.train_indices(
+            np.stack(indices), np.stack(weights), np.array(rates, np.float32)
+        )
         yield sums.numpy(), rates[-1]
 
 

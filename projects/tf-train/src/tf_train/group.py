@@ -1,7 +1,8 @@
 """How the workers find each other.
 
 Ray Train's own `TensorflowConfig` does the same, but whoever unpickles it imports TensorFlow: the
-controller, which never uses it, and each worker, before `backend` can keep it quiet.
+controller, which never uses it, and each worker, before `backend` can keep it quiet. It also sets
+`TF_USE_LEGACY_KERAS=1`, which nothing here wants.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 from dataclasses import dataclass
 
 import ray
+from ray._common.network_utils import build_address
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
@@ -49,7 +51,7 @@ class _GroupBackend(Backend):
 def free_address() -> str:
     """Host and port on which this worker can listen."""
     host, port = get_address_and_port()
-    return f"{host}:{port}"
+    return build_address(host, port)
 
 
 def tell(addresses: list[str], rank: int) -> None:

@@ -14,6 +14,7 @@ Source: https://www.tensorflow.org/tutorials/distribute/custom_training
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -53,15 +54,26 @@ class Steps:
         model: "keras.Model",
         optimizer: "keras.optimizers.Optimizer",
         clip_norm: float | None,
-        split: Split,
+        image_shape: Sequence[int],
+        split: Split | None,
     ):
+        """Compiles nothing yet: the first call of each function does.
+
+        Args:
+            strategy: Under which model and optimizer were made.
+            model: Gives logits.
+            optimizer: Built for the model's trainable variables.
+            clip_norm: Largest L2 norm of a gradient; None: not clipped.
+            image_shape: Height, width and channels.
+            split: What `train_indices` takes from; None: it is not called.
+        """
         self.strategy = strategy
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
-        self._images = tf.constant(split.images)
-        self._labels = tf.constant(split.labels)
-        shape = (None, *split.images.shape[1:])
+        if split is not None:
+            self._images, self._labels = tf.constant(split.images), tf.constant(split.labels)
+        shape = (None, *image_shape)
         batch = (
             tf.TensorSpec(shape, tf.uint8),
             tf.TensorSpec([None], tf.int64),
@@ -69,7 +81,11 @@ class Steps:
         )
         self.train_indices = tf.function(
             self._train_indices,
-            input_signature=[tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None])],
+            input_signature=[
+                tf.TensorSpec([None, None], tf.int64),
+                tf.TensorSpec([None, None]),
+                tf.TensorSpec([None]),
+            ],
         )
         self.train_batch = tf.function(
             self._train_batch, input_signature=[*batch, tf.TensorSpec([])]
@@ -77,19 +93,21 @@ class Steps:
         self._evaluate_batch = tf.function(self._local_sums, input_signature=batch)
         self.total = tf.function(self._total, input_signature=[tf.TensorSpec([None])])
 
-    def _train_indices(self, indices: "tf.Tensor", rates: "tf.Tensor") -> "tf.Tensor":
+    def _train_indices(
+        self, indices: "tf.Tensor", weights: "tf.Tensor", rates: "tf.Tensor"
+    ) -> "tf.Tensor":
         """Several steps on images in memory, without a return to Python.
 
         Args:
             indices: This worker's images; int64 [steps, batch].
+            weights: 1, or 0 for an image that does not count; float32 [steps, batch].
             rates: The learning rate of each step; float32 [steps].
         """
         sums = tf.zeros(3)
         for step in tf.range(tf.shape(indices)[0]):
             taken = indices[step]
             images, labels = tf.gather(self._images, taken), tf.gather(self._labels, taken)
-            weights = tf.ones_like(labels, tf.float32)
-            sums += self._train_batch(images, labels, weights, rates[step])
+            sums += self._train_batch(images, labels, weights[step], rates[step])
         return sums
 
     def _train_batch(
@@ -151,13 +169,16 @@ class Steps:
 
         return self.strategy.run(reduce, args=(local,))
 
-    def evaluate(self, split: Split, rank: int, world_size: int) -> np.ndarray:
+    def evaluate(
+        self, split: Split, rank: int, world_size: int, each_batch: Callable[[], None] | None = None
+    ) -> np.ndarray:
         """Sums over all images of a split; every image belongs to exactly one worker.
 
         Args:
             split: What to evaluate on.
             rank: This worker takes the images `rank`, `rank + world_size`, ...
             world_size: Number of workers.
+            each_batch: Called after each batch.
         """
         images, labels = split.images[rank::world_size], split.labels[rank::world_size]
         local = np.zeros(3, np.float32)
@@ -165,5 +186,7 @@ class Steps:
             part = slice(start, start + EVAL_BATCH)
             weights = np.ones(len(labels[part]), np.float32)
             local += self._evaluate_batch(images[part], labels[part], weights).numpy()
+            if each_batch is not None:
+                each_batch()
         total: np.ndarray = self.total(local).numpy()
         return total

@@ -1,10 +1,10 @@
 """Distributed Keras training with Ray Train: the file to read.
 
 `run` is the driver: it describes the workers and starts them with `TensorflowTrainer.fit`.
-`train_loop` runs on every worker at the same time. Ray Train has told each of them in `TF_CONFIG`
-where the others are, and MultiWorkerMirroredStrategy makes them one group, with equal weights. When
-a worker dies, Ray Train starts all of them again, and `train_loop` goes on from the newest
-checkpoint.
+`train_loop` runs on every worker at the same time. When they have started, `GroupConfig` tells each
+of them in `TF_CONFIG` where the others are, and MultiWorkerMirroredStrategy makes them one group,
+with equal weights. When a worker dies, Ray Train starts all of them again, and `train_loop` goes on
+from the newest checkpoint.
 
     python -m tf_train scaling.num_workers=2 train.epochs=3
 
@@ -22,7 +22,7 @@ import ray.train
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from ray_shared import training
-from ray_shared.report import Report
+from ray_shared.report import Report, versions
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 from ray_shared.tracking import Tracker
@@ -34,8 +34,18 @@ from tf_train.config import PROJECT, Config
 from tf_train.group import GroupConfig
 from tf_train.model import build_model
 from tf_train.steps import Steps
-from tf_train.worker import Deadline, Stop, Worker, evaluate_split, finite, finite_weights
+from tf_train.worker import (
+    Deadline,
+    PreemptionWatch,
+    Stop,
+    Worker,
+    evaluate_split,
+    finite,
+    finite_weights,
+    stops_early,
+)
 
+# Ray's own trainer; what of Keras it would bring along, `backend` has loaded already.
 import ray.train.tensorflow  # isort: skip
 
 UNRANKED = {"max": -1e30, "min": 1e30}
@@ -55,7 +65,7 @@ def run(config: Config, report: Report) -> None:
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)
-    record_run(run_dir, config.locked())
+    record_run(run_dir, config.locked(data.fingerprint(config.data)))
     tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
     tracker.start(report.config)
 
@@ -63,7 +73,7 @@ def run(config: Config, report: Report) -> None:
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     trainer = ray.train.tensorflow.TensorflowTrainer(
         train_loop,
-        train_loop_config={"config": config, "run_dir": run_dir},
+        train_loop_config={"config": config, "run_dir": run_dir, "versions": versions(PROJECT)},
         tensorflow_config=GroupConfig(),
         datasets={"train": data.ray_dataset(config)} if config.data.loader == "ray" else None,
         scaling_config=ray.train.ScalingConfig(
@@ -97,7 +107,7 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
     """The training loop, on every worker.
 
     Args:
-        loop: `config` (Config) and `run_dir` (Storage).
+        loop: `config` (Config), `run_dir` (Storage) and `versions` (of the libraries).
 
     Returns:
         What the driver needs to know: the test metrics, or why training stopped. Returned and not
@@ -117,7 +127,7 @@ def train_loop(loop: dict[str, Any]) -> dict[str, Any]:
                 worker.position.epoch += 1
                 worker.position.offset = 0
                 report_epoch(worker, metrics)
-            return finish(worker, loop["run_dir"])
+            return finish(worker, loop["run_dir"], loop["versions"])
         except Stop as stop:
             return {"stopped": stop.reason, "step": worker.position.step, "damaged": worker.damaged}
 
@@ -144,10 +154,13 @@ def set_up(config: Config, deadline: Deadline) -> Worker:
         )
         optimizer = keras.optimizers.AdamW(0.0, weight_decay=config.train.weight_decay)
         optimizer.build(model.trainable_variables)
-    steps = Steps(strategy, model, optimizer, config.train.clip_norm, images.splits["train"])
-    deadline.progress()
+    split = images.splits["train"] if config.data.loader == "memory" else None
+    steps = Steps(strategy, model, optimizer, config.train.clip_norm, config.data.shape, split)
+    watch = PreemptionWatch(config.failure.preemption_check_s, steps, world_size)
     position = ckpt.Position()
-    return Worker(config, rank, world_size, images, model, optimizer, steps, position, deadline)
+    return Worker(
+        config, rank, world_size, images, model, optimizer, steps, position, deadline, watch
+    )
 
 
 def resume(worker: Worker) -> None:
@@ -164,9 +177,6 @@ def resume(worker: Worker) -> None:
     checkpoints = [newest, *(r.checkpoint for r in older if r.checkpoint.path != newest.path)]
     chosen = checkpoints[first_intact(worker, checkpoints)]
     worker.position = ckpt.restore(chosen, worker.model, worker.optimizer)
-    if worker.config.data.loader == "ray":
-        # Ray Data cannot start in the middle: the interrupted epoch begins anew.
-        worker.position.offset = 0
 
 
 def first_intact(worker: Worker, checkpoints: list[ray.train.Checkpoint]) -> int:
@@ -197,14 +207,17 @@ def train_epoch(worker: Worker) -> dict[str, float]:
     between_s = 0.0
     started = time.perf_counter()
     loader = {"memory": feeding.from_memory, "ray": feeding.from_ray_data}
+    worker.deadline.start()
     for sums, lr in loader[worker.config.data.loader](worker):
+        worker.deadline.stop()
         finite(sums)
         total += sums
-        worker.deadline.progress()
         worker.first_step_at = worker.first_step_at or time.time()
         stepped = time.perf_counter()
         after_steps(worker, sums, lr)
         between_s += time.perf_counter() - stepped
+        worker.deadline.start()
+    worker.deadline.stop()
     train_s = time.perf_counter() - started - between_s
     loss_sum, correct, count = total
     if count == 0:
@@ -227,16 +240,12 @@ def after_steps(worker: Worker, sums: np.ndarray, lr: float) -> None:
         # Not in the background: the run may not get ahead of what it says.
         ray.train.report(event)
     due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
-    preempted = config.cluster.mode != "local" and about_to_go(worker)
+    # A stream cannot start in the middle: nothing to save inside an epoch.
+    watched = config.cluster.mode != "local" and config.data.loader == "memory"
+    preempted = watched and worker.watch.look(step)
     if due or preempted:
         event = {"event": "checkpoint", "step": step, "epoch": worker.position.epoch}
         save(worker, event | {"preempted": preempted, "score": UNRANKED[config.checkpoint.mode]})
-
-
-def about_to_go(worker: Worker) -> bool:
-    """Whether the node of any worker is about to be taken away: the same answer on all of them."""
-    here = ray.train.get_preemption_info() is not None
-    return bool(worker.steps.total(np.array([here], np.float32)).numpy()[0] > 0)
 
 
 def report_start(worker: Worker) -> None:
@@ -246,30 +255,25 @@ def report_start(worker: Worker) -> None:
     event |= {"epochs": worker.config.train.epochs}
     node = ray.get_runtime_context().get_node_id()
     ray.train.report(event | {"worker": {"rank": worker.rank, "pid": os.getpid(), "node": node}})
-    worker.deadline.progress()
 
 
 def report_epoch(worker: Worker, metrics: dict[str, float]) -> None:
     """Reports an epoch, with a checkpoint if one is due."""
     config, position = worker.config.checkpoint, worker.position
-    score = metrics.get(config.metric, UNRANKED[config.mode])
+    score = metrics[config.metric]
     sign = 1 if config.mode == "max" else -1
     if position.best_metric is None or sign * score > sign * position.best_metric:
         position.best_metric, position.best_epoch = score, position.epoch
     event = {"event": "epoch", "epoch": position.epoch, "step": position.step, **metrics}
     event |= {"score": score, "first_step_at": worker.first_step_at}
-    last = position.epoch == worker.config.train.epochs or stops_early(worker)
-    if last or (config.every_epochs and position.epoch % config.every_epochs == 0):
+    train = worker.config.train
+    due = config.every_epochs and position.epoch % config.every_epochs == 0
+    # Whoever stops early wants the best epoch, and not the best of every few.
+    best = train.early_stopping_epochs and position.epoch == position.best_epoch
+    if due or best or position.epoch == train.epochs or stops_early(worker):
         save(worker, event)
     else:
         ray.train.report(event, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
-    worker.deadline.progress()
-
-
-def stops_early(worker: Worker) -> bool:
-    """Whether the metric has not become better for `train.early_stopping_epochs`."""
-    patience, position = worker.config.train.early_stopping_epochs, worker.position
-    return 0 < patience <= position.epoch - position.best_epoch
 
 
 def save(worker: Worker, event: dict[str, Any]) -> None:
@@ -291,12 +295,13 @@ def save(worker: Worker, event: dict[str, Any]) -> None:
     ray.train.report(event, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
 
 
-def finish(worker: Worker, run_dir: Storage) -> dict[str, Any]:
+def finish(worker: Worker, run_dir: Storage, versions: dict[str, str]) -> dict[str, Any]:
     """Tests the best checkpoint and exports it.
 
     Returns:
-        `accuracy`, `loss` (on the test images), `best_epoch`, and `predictions`: what the model
-        says of the first test images; float32 [N, classes].
+        `accuracy`, `loss` (on the test images), `best_epoch`, and from rank 0 `passed_over`, a line
+        for each damaged checkpoint that was better, and `predictions`: what the model says of the
+        first test images; float32 [N, classes].
     """
     reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
     sign = 1 if worker.config.checkpoint.mode == "max" else -1
@@ -306,10 +311,10 @@ def finish(worker: Worker, run_dir: Storage) -> dict[str, Any]:
     test = evaluate_split(worker, "test")
     metrics = {"accuracy": test["test_accuracy"], "loss": test["test_loss"]}
     returned: dict[str, Any] = metrics | {"best_epoch": best.metrics["epoch"]}
-    worker.deadline.lift()  # No worker waits for another one from here on.
     if worker.rank == 0:
         images = worker.images.splits["test"].images
+        returned["passed_over"] = worker.damaged
         returned["predictions"] = export.write(
-            worker.model, worker.config, metrics, images, run_dir
+            worker.model, worker.config, metrics, versions, images, run_dir
         )
     return returned

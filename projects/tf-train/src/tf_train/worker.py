@@ -12,6 +12,7 @@ import threading
 import time
 
 import numpy as np
+import ray.train
 
 from tf_train import checkpoint as ckpt
 from tf_train import data
@@ -35,6 +36,7 @@ class Worker:
     steps: Steps
     position: ckpt.Position
     deadline: "Deadline"
+    watch: "PreemptionWatch"
     first_step_at: float | None = None
     """Unix time at which this worker's first step was done."""
     damaged: list[str] = dataclasses.field(default_factory=list)
@@ -51,42 +53,71 @@ class Stop(Exception):  # noqa: N818 - an end of the training, not an error of t
 
 
 class Deadline:
-    """Ends this process if it has made no progress for `timeout_s`.
+    """Ends this process if a step or a batch of an evaluation takes longer than `timeout_s`.
 
     A collective of TensorFlow waits without end for a worker that has stopped but not died, and
     nothing in Python can interrupt it. A process that dies is what Ray Train notices: it starts the
-    whole group anew, from the newest checkpoint.
+    whole group anew, from the newest checkpoint. Reading files, saving and reporting have no such
+    collective, and may take as long as they like.
     """
 
     def __init__(self, timeout_s: float):
         self.timeout_s = timeout_s
-        self._progress = time.monotonic()
+        self._since: float | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="deadline", daemon=True)
 
     def __enter__(self) -> "Deadline":
-        self._progress = time.monotonic()
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.lift()
+        self._over.set()
         self._thread.join()
 
-    def lift(self) -> None:
-        """Called when what follows may take as long as it likes."""
-        self._over.set()
+    def start(self) -> None:
+        """Called before a step or a batch, and whenever one is done and the next one follows."""
+        self._since = time.monotonic()
 
-    def progress(self) -> None:
-        """Called whenever this worker has got on."""
-        self._progress = time.monotonic()
+    def stop(self) -> None:
+        """Called when something else follows."""
+        self._since = None
 
     def _watch(self) -> None:
         while not self._over.wait(min(self.timeout_s / 10, 1)):
-            if time.monotonic() - self._progress > self.timeout_s:
+            since = self._since
+            if since is not None and time.monotonic() - since > self.timeout_s:
                 text = "no step for train.step_timeout_s=%g seconds: this worker ends itself"
                 logger.warning(text, self.timeout_s)
                 os._exit(1)
+
+
+class PreemptionWatch:
+    """Asks Ray about nodes that are about to be taken away, about every `interval_s` seconds.
+
+    The question is a barrier between the workers, so it is not asked after every step; and all of
+    them must ask after the same steps, so none goes by its own clock: they agree on the mean
+    duration of a step and count steps.
+    """
+
+    def __init__(self, interval_s: float, steps: Steps, world_size: int):
+        self.interval_s = interval_s
+        self.steps = steps
+        self.world_size = world_size
+        self.next_step = 0
+        self.last_step, self.since = 0, time.perf_counter()
+
+    def look(self, step: int) -> bool:
+        """Called after every call of TensorFlow; whether a node of this run is about to go."""
+        if step < self.next_step:
+            return False
+        preempted = ray.train.get_preemption_info() is not None
+        num_steps = max(1, step - self.last_step)
+        seconds = np.array([(time.perf_counter() - self.since) / num_steps], np.float32)
+        mean = float(self.steps.total(seconds).numpy()[0]) / self.world_size
+        self.next_step = step + max(1, int(self.interval_s / mean))
+        self.last_step, self.since = step, time.perf_counter()
+        return preempted
 
 
 def finite(sums: np.ndarray) -> tuple[float, float, float]:
@@ -109,9 +140,11 @@ def evaluate_split(worker: Worker, name: str) -> dict[str, float]:
     """
     started = time.perf_counter()
     split = worker.images.splits[name]
-    sums = worker.steps.evaluate(split, worker.rank, worker.world_size)
+    worker.deadline.start()
+    each_batch = worker.deadline.start
+    sums = worker.steps.evaluate(split, worker.rank, worker.world_size, each_batch)
+    worker.deadline.stop()
     loss_sum, correct, count = finite(sums)
-    worker.deadline.progress()
     eval_s = time.perf_counter() - started
     return {f"{name}_loss": loss_sum / count, f"{name}_accuracy": correct / count, "eval_s": eval_s}
 
@@ -119,3 +152,9 @@ def evaluate_split(worker: Worker, name: str) -> dict[str, float]:
 def finite_weights(model: "keras.Model") -> bool:
     """Whether every weight is a number."""
     return all(bool(np.isfinite(variable.numpy()).all()) for variable in model.variables)
+
+
+def stops_early(worker: Worker) -> bool:
+    """Whether the metric has not become better for `train.early_stopping_epochs`."""
+    patience, position = worker.config.train.early_stopping_epochs, worker.position
+    return 0 < patience <= position.epoch - position.best_epoch
