@@ -174,12 +174,19 @@ def test_best_checkpoint_that_is_damaged_does_not_become_the_bundle(
     assert files == sorted([ckpt.MANIFEST, ckpt.MODEL, ckpt.OPTIMIZER, ckpt.POSITION])
     assert job.result()["metrics"]["best_epoch"] == best["metrics"]["epoch"]
 
-    os.truncate(run / best["checkpoint_dir_name"] / ckpt.OPTIMIZER, 100)
+    # Of the two that are kept, let the one that training would not go on from be the best.
+    snapshot = run / "checkpoint_manager_snapshot.json"
+    content = json.loads(snapshot.read_text())
+    newest = newest_checkpoint(tmp_path, "best").name
+    older = next(r for r in content["checkpoint_results"] if r["checkpoint_dir_name"] != newest)
+    older["metrics"]["score"] = 2.0
+    snapshot.write_text(json.dumps(content))
+    os.truncate(run / older["checkpoint_dir_name"] / ckpt.OPTIMIZER, 100)
     with start(*options) as again:
         assert again.wait() == 0, again.output()
-    told = f"passed over: {best['checkpoint_dir_name']}: {ckpt.OPTIMIZER} is damaged"
+    told = f"passed over: {older['checkpoint_dir_name']}: {ckpt.OPTIMIZER} is damaged"
     assert told in again.output()
-    assert again.result()["metrics"]["best_epoch"] != best["metrics"]["epoch"]
+    assert again.result()["metrics"]["best_epoch"] != older["metrics"]["epoch"]
 
 
 def test_run_in_s3_outlives_an_outage_and_is_resumed(start: StartJob, s3_server: S3Server):
