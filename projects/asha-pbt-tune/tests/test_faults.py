@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.util import placement_group_table
+from ray_shared.cluster import Demand, connect
+from ray_shared.report import Report
 from ray_shared.testing import Job, many_nodes, wait_for
 from ray_shared.testing_s3 import S3Server
 
 from .conftest import StartJob
-from .counting import Event, ends_of, epochs_of, saved_epochs
+from .counting import Event, configuration, ends_of, epochs_of, saved_epochs
 from .test_job import SLOW
 
 pytestmark = pytest.mark.fault
@@ -268,7 +270,7 @@ def test_killed_distributed_trial_goes_on_from_its_checkpoint(start: StartJob):
         assert len(epochs) >= 8
 
 
-def test_stopped_distributed_trials_leave_room_and_no_process(start: StartJob):
+def test_stopped_distributed_trials_leave_room_and_no_process(start: StartJob, tmp_path: Path):
     # One trial at a time has room: the second could not begin if the first left anything.
     study = ["experiment=distributed", "tune.num_trials=5", "search=random", "train.epochs=9"]
     study += ["scheduler.grace_epochs=1", "scheduler.reduction_factor=3"]
@@ -282,13 +284,12 @@ def test_stopped_distributed_trials_leave_room_and_no_process(start: StartJob):
                 seen.append(controllers(cluster))
             assert job.wait() == 0, job.output()
         assert os.environ["RAY_AUTH_MODE"] == "token"
-        ray.init(address=cluster.address, logging_level="ERROR")
-        try:
+        joined = configuration("cluster=existing", f"cluster.address={cluster.address}").cluster
+        report = Report("asha-pbt-tune", tmp_path, {})
+        with connect(joined, Demand(1, 0.1), report, "asha_pbt_tune"):
             groups = placement_group_table().values()
             assert [g for g in groups if g["state"] != "REMOVED"] == []
             wait_for(lambda: ray.available_resources().get("CPU") == 2, "free CPUs", 30)
-        finally:
-            ray.shutdown()
     job.wait_until_gone()
     metrics = job.result()["metrics"]
     assert metrics["num_trials"] == 5
