@@ -37,15 +37,15 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(600)]
 
 
 def test_worker_that_stops_is_given_up(start: StartJob):
-    with start("train.step_timeout_s=15", *COUNTED) as job:
+    with start("train.step_timeout_s=8", *COUNTED) as job:
         job.wait_for_event(step_reached(28))
         job.remember_family()
         # Alive, so that nobody closes its connections.
         os.kill(job.workers()[1]["pid"], signal.SIGSTOP)
         assert job.wait() == 0, job.output()
-    # Whoever is first to notice.
-    ours, tensorflows = "no step for train.step_timeout_s=15", "stopped sending heartbeats"
-    assert ours in job.output() or tensorflows in job.output()
+    # Whoever is first to notice: the other worker, TensorFlow, or Ray Train.
+    said = ["no step for train.step_timeout_s=8", "stopped sending heartbeats", "health check has"]
+    assert any(words in job.output() for words in said)
     assert job.result()["metrics"]["restarts"] == 1
     assert starts(job)[1]["step"] > 20
     assert steps_done_twice(job.events()) <= CHECKPOINT_EVERY + 1

@@ -97,8 +97,9 @@ class TrainConfig:
     """Optimizer steps that TensorFlow does before it returns to Python, with `data.loader=memory`.
     At least 1."""
     step_timeout_s: float
-    """Seconds after which a worker that waits in a step for another one ends itself, so that Ray
-    Train starts the group anew. Longer than `steps_per_call` steps take, tracing included."""
+    """Seconds after which a worker that waits in a step for another one ends itself, and after
+    which one that does not answer Ray Train is given up, so that the group starts anew. Longer than
+    `steps_per_call` steps take, tracing included."""
     seed: int
     """Seed of the weights and of the order of the images. At least 0."""
 

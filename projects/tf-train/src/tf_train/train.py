@@ -58,10 +58,11 @@ def run(config: Config, report: Report) -> None:
     Raises:
         JobError: If the loss diverged, workers failed too often, or an exported model is wrong.
     """
-    local = config.cluster.mode == "local"
-    training.set_environment(
-        local, config.scaling.start_timeout_s, config.failure.preemption_check_s
-    )
+    local, scaling, checkpoint = config.cluster.mode == "local", config.scaling, config.checkpoint
+    training.set_environment(local, scaling.start_timeout_s, config.failure.preemption_check_s)
+    # A process that has stopped answers no question of the controller's; Ray would wait 600 s.
+    timeout_s = str(config.train.step_timeout_s)
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", timeout_s)
     name = run_name(config.run, PROJECT)
     storage = open_storage(config.storage.path)
     run_dir = storage.child(name)
@@ -69,7 +70,6 @@ def run(config: Config, report: Report) -> None:
     tracker = Tracker(config.tracking, report.output_dir, PROJECT, name)
     tracker.start(report.config)
 
-    scaling, checkpoint = config.scaling, config.checkpoint
     resources = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.use_gpu else {})
     trainer = ray.train.tensorflow.TensorflowTrainer(
         train_loop,

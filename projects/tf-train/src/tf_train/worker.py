@@ -55,11 +55,11 @@ class Stop(Exception):  # noqa: N818 - an end of the training, not an error of t
 class Deadline:
     """Ends this process if a step or a batch of an evaluation takes longer than `timeout_s`.
 
-    TensorFlow gives up on a worker whose process has stopped: after some ten seconds without a
-    heartbeat the collective fails. Heartbeats come from a thread of their own, so it waits without
-    end for a worker that hangs in Python, and nothing in Python can interrupt it. A process that
-    dies is what Ray Train notices: it starts the whole group anew, from the newest checkpoint.
-    Reading files, saving and reporting have no such collective, and may take as long as they like.
+    A worker whose process has stopped is noticed by Ray Train, whose questions it does not answer,
+    and by TensorFlow, which misses its heartbeats. Both come from threads of their own: for a
+    worker that hangs in Python a collective waits without end, and nothing in Python can interrupt
+    it. A process that dies is what Ray Train notices: it starts the whole group anew, from the
+    newest checkpoint. Reading files, saving and reporting may take as long as they like.
     """
 
     def __init__(self, timeout_s: float):
