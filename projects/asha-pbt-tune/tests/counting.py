@@ -1,6 +1,7 @@
 """What the tests count in a study's events."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from asha_pbt_tune.config import Config
@@ -48,3 +49,8 @@ def saved_epochs(study: str) -> dict[str, tuple[str, int]]:
         trial, last = json.loads(state), json.loads(metadata)["last_result"]
         found[trial["trial_id"]] = (trial["status"], last.get("epoch", 0))
     return found
+
+
+def trained(trial_epoch: int) -> Callable[[Event], bool]:
+    """Whether an event is an epoch at least so late."""
+    return lambda e: e["event"] == "epoch" and e["epoch"] >= trial_epoch

@@ -33,11 +33,9 @@ def preflight(cfg: Config) -> None:
     if cfg.objective.path is not None:
         data.check_prepared(cfg.objective.path)
     earlier.warm_start(cfg)
-    for variant in cfg.compare.variants if cfg.action == "compare" else ():
-        earlier.variant_of(cfg, variant, cfg.tune.seed)  # Which goes with all the rest, or not.
     storage.probe(cfg.storage.path)
     runs = storage.open_storage(cfg.storage.path)
-    for state in earlier.states(cfg, runs.child(cfg.run.name)) if cfg.run.name else [earlier.STATE]:
+    for state in earlier.states(cfg, runs):
         check_run(cfg.run, runs, cfg.locked(), snapshot=state)
 
 

@@ -21,12 +21,21 @@ def newest_state(run_dir: Storage) -> str | None:
     return max((name for name in run_dir.names() if name.startswith(STATE)), default=None)
 
 
-def states(config: Config, run_dir: Storage) -> list[str]:
-    """The states in the directory of a run, of one study or of those that are compared."""
+def states(config: Config, runs: Storage) -> list[str]:
+    """The states in the directory of the run, of one study or of those that are compared.
+
+    Raises:
+        UserError: If a variant to compare does not go with the rest of the configuration.
+    """
     parts = [""]
     if config.action == "compare":
+        for variant in config.compare.variants:
+            variant_of(config, variant, config.tune.seed)
         seeds = range(config.tune.seed, config.tune.seed + config.compare.num_seeds)
         parts = [f"{variant}-{seed}/" for seed in seeds for variant in config.compare.variants]
+    if config.run.name is None:
+        return [STATE]
+    run_dir = runs.child(config.run.name)
     newest = {part: newest_state(run_dir.child(part) if part else run_dir) for part in parts}
     return [part + state for part, state in newest.items() if state] or [STATE]
 
@@ -45,7 +54,9 @@ def warm_start(config: Config) -> tuple[list[dict[str, Any]], list[float]]:
 
     file = open_storage(path, retries=2, key=KEY)
     try:
-        table = pq.read_table(pa.BufferReader(file.read_bytes()))
+        # Without a thread: one that Arrow has begun may abort a process that ends at once.
+        parquet = pq.ParquetFile(pa.BufferReader(file.read_bytes()), pre_buffer=False)
+        table = parquet.read(use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         why = reason_of(error)
         raise UserError(f"{KEY}={path}: no trials.parquet that can be read: {why}") from None
