@@ -38,10 +38,10 @@ def check_search(config: "Config") -> None:
         every, epochs = config.scheduler.perturbation_epochs, config.train.epochs
         allowed = f"< train.epochs={epochs}: PBT would never look"
         check(every < epochs, "scheduler.perturbation_epochs", every, allowed)
-    continuous = [n for n, e in config.space.items() if isinstance(e, dict) and "qloguniform" in e]
-    if continuous and config.searcher == "optuna" and config.action == "tune":
+    stepped = [n for n, e in config.space.items() if isinstance(e, dict) and "qloguniform" in e]
+    if stepped and config.searcher == "optuna" and config.action == "tune":
         raise UserError(
-            f"space.{continuous[0]}.qloguniform: Optuna knows no steps on a logarithmic scale; "
+            f"space.{stepped[0]}.qloguniform: Optuna knows no steps on a logarithmic scale; "
             "choose loguniform, or search=random"
         )
     if config.search.warm_start is not None and config.searcher != "optuna":

@@ -142,8 +142,7 @@ def evaluate_split(worker: Worker, name: str) -> dict[str, float]:
     started = time.perf_counter()
     split = worker.images.splits[name]
     worker.deadline.start()
-    each_batch = worker.deadline.start
-    sums = worker.steps.evaluate(split, worker.rank, worker.world_size, each_batch)
+    sums = worker.steps.evaluate(split, worker.rank, worker.world_size, worker.deadline.start)
     worker.deadline.stop()
     loss_sum, correct, count = finite(sums)
     eval_s = time.perf_counter() - started
