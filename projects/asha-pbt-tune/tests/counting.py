@@ -18,10 +18,10 @@ def configuration(*overrides: str) -> Config:
 
 
 def epochs_of(events: list[Event]) -> dict[str, list[int]]:
-    """Trial to the epochs it has reported, in order."""
+    """Trial to the epochs it has reported, in order; but for what an earlier start left behind."""
     found: dict[str, list[int]] = {}
     for event in events:
-        if event["event"] == "epoch":
+        if event["event"] == "epoch" and "earlier" not in event:
             found.setdefault(event["trial"], []).append(event["epoch"])
     return found
 

@@ -12,10 +12,11 @@ from asha_pbt_tune import compare, earlier, plots, results
 from asha_pbt_tune.config import Config
 from asha_pbt_tune.objectives import values_at
 from asha_pbt_tune.record import Record
+from ray.tune.experiment import Trial
 from ray_shared.config import compose
 from ray_shared.errors import JobError, UserError
 
-from .counting import CONF, Event, configuration
+from .counting import CONF, Event, configuration, epochs_of
 
 TORCH = ["objective=torch", "train.epochs=12", "scheduler.grace_epochs=4"]
 
@@ -269,3 +270,23 @@ def test_a_variant_has_the_epochs_of_all_its_trials_to_spend():
     assert asha.tune.num_trials == 6 * 64 // 4
     pbt = earlier.variant_of(config, "pbt", seed=0)
     assert (pbt.searcher, pbt.scheduler.name, pbt.tune.num_trials) == ("random", "pbt", 6)
+
+
+@pytest.mark.parametrize("status", [Trial.TERMINATED, Trial.ERROR])
+def test_end_that_a_killed_driver_could_not_save_is_made_up_for(tmp_path: Path, status: str):
+    config = configuration("train.epochs=9", "objective=torch")
+    record = Record(config, tmp_path)
+    ended = Trial("train_trial", trial_id="a", config={"lr": 0.1}, stub=True)
+    ended.set_status(status)
+    metrics = dict.fromkeys(config.objective.metrics, 0.5)
+    ended.run_metadata.last_result = {"epoch": 9, **metrics}
+    events = [{"event": "trial", "trial": "a", "hyperparameters": {"lr": 0.1}}]
+    events += [{"event": "epoch", "trial": "a", "epoch": e, **metrics} for e in range(1, 7)]
+    record.set_state({"events": events})
+    for _ in range(2):  # The second time there is nothing to make up for.
+        record.add_lost([ended])
+        found = results.summarize(config, record.events)
+        assert found["epochs_spent"] == 9
+        assert found["num_finished"] == (status == Trial.TERMINATED)
+        assert found["num_failed"] == (status == Trial.ERROR)
+    assert epochs_of(record.events) == {"a": [1, 2, 3, 4, 5, 6]}

@@ -25,10 +25,11 @@ import psutil
 import pytest
 
 from ray_shared.cluster import ensure_token, start_nodes
-from ray_shared.tracking import Event, read_events
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
+
+    from ray_shared.tracking import Event
 
 DEADLINE_S = 240.0
 
@@ -58,16 +59,18 @@ class Job:
     family: dict[int, float] = field(default_factory=dict)
     """Process id to start time of every process that was seen below the job."""
 
-    def events(self) -> list[Event]:
+    def events(self) -> "list[Event]":
         """What the run has reported so far (`metrics.jsonl`)."""
+        from ray_shared.tracking import read_events  # Here: it needs Ray Train.
+
         return read_events(self.output_dir / "metrics.jsonl")
 
     def wait_for_event(
-        self, match: Callable[[Event], bool], timeout_s: float = DEADLINE_S
-    ) -> Event:
+        self, match: "Callable[[Event], bool]", timeout_s: float = DEADLINE_S
+    ) -> "Event":
         """Waits for the first event that matches; fails at once if the job ends without it."""
 
-        def look() -> Event | None:
+        def look() -> "Event | None":
             ended = self.process.poll() is not None
             found = next((e for e in self.events() if match(e)), None)
             if ended and found is None:
@@ -217,7 +220,7 @@ def start_job(
                 leftover.kill()
 
 
-def steps_done_twice(events: list[Event]) -> int:
+def steps_done_twice(events: "list[Event]") -> int:
     """How many optimizer steps a run did again; needs `tracking.every_steps=1`."""
     counts = Counter(e["step"] for e in events if e["event"] == "step")
     return sum(count - 1 for count in counts.values())

@@ -171,6 +171,32 @@ class Record(Callback):
         if self.scheduler is not None:
             vars(self.scheduler).update(state["scheduler"])
 
+    def add_lost(self, trials: list[Trial]) -> None:
+        """Records what a killed driver had no time to save here.
+
+        Tune saves the trials in one file and this record in another: after a kill between the two a
+        trial may have ended whose end, and whose last epochs, are unknown here.
+        """
+        ended = {event["trial"] for event in self.events if event["event"] == "end"}
+        for trial in trials:
+            if not trial.is_finished() or trial.trial_id in ended:
+                continue
+            if trial.trial_id not in self._begun:
+                values = dict(trial.config)
+                self.add({"event": "trial", "trial": trial.trial_id, "hyperparameters": values})
+            mine = [e for e in self.events if e["trial"] == trial.trial_id]
+            known = {e["epoch"] for e in mine if e["event"] == "epoch"}
+            result = trial.last_result
+            for epoch in sorted(set(range(1, result.get("epoch", 0) + 1)) - known):
+                last = epoch == result["epoch"]
+                metrics = {m: result[m] for m in self.config.objective.metrics if last}
+                event = {"event": "epoch", "trial": trial.trial_id, "epoch": epoch}
+                self.add(event | {"earlier": True} | metrics)
+            if trial.status == Trial.ERROR:
+                self._end(trial, FAILED, "failed before the study was resumed")
+            else:
+                self.on_trial_complete(0, trials, trial)
+
     def _end(self, trial: Trial, fate: str, error: str | None) -> None:
         result, metric = trial.last_result, self.config.metric
         epoch, score = result.get("epoch", 0), result.get(metric)

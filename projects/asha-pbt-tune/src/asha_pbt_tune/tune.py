@@ -46,6 +46,13 @@ logging.getLogger("ray.tune.tune").addFilter(
 logging.getLogger("ray.tune.execution.tune_controller").addFilter(
     lambda record: not record.getMessage().startswith("Failed to restore the run state")
 )
+# Another one, where a killed driver has removed a checkpoint but not yet saved that it did.
+logging.getLogger("ray.tune.execution.tune_controller").addFilter(
+    lambda record: (
+        "Error handling checkpoint" not in record.getMessage()
+        or not isinstance((record.exc_info or (None, None))[1], FileNotFoundError)
+    )
+)
 
 
 def run(config: Config, report: Report) -> None:
@@ -135,6 +142,7 @@ def search(
         verbose=0,
     )
     trials = list(analysis.trials)
+    record.add_lost(trials)
     if len(trials) < config.num_trials and stopper is None:
         raise JobError(
             f"the study has {len(trials)} of {config.num_trials} trials: its driver was killed "
