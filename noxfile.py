@@ -19,6 +19,7 @@ PROJECTS = {
     "torch-ddp-train": "projects/torch-ddp-train",
     "tf-train": "projects/tf-train",
     "asha-pbt-tune": "projects/asha-pbt-tune",
+    "serve-fastapi": "projects/serve-fastapi",
 }
 
 RAY = "2.60.0"

@@ -1,0 +1,292 @@
+"""The HTTP interface: plain FastAPI over a `Service`, without Ray, so that tests need none.
+
+`app.py` puts Ray Serve behind it; `LocalService` is the same without.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, FastAPI, File, Header, HTTPException, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from serve_fastapi import images, schemas
+from serve_fastapi.batching import BusyError
+from serve_fastapi.models import Description, defaults
+
+ROWS_PER_EVENT = 50
+"""Rows of a `/batch` request between two events."""
+PAGE = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.Problem, "description": text}
+    for status, text in {
+        400: "The body is no JSON, or no form.",
+        401: "No API key, or not a valid one.",
+        404: "No such model.",
+        413: "Too long.",
+        422: "Not what this route takes.",
+        429: "Too many requests; see `Retry-After`.",
+        503: "Too busy; see `Retry-After`.",
+        504: "Not done before the deadline.",
+    }.items()
+}
+
+
+class Service(Protocol):
+    """What the routes need of whatever serves the models."""
+
+    models: dict[str, Description]
+    """Name to description; the first of a kind is its default."""
+
+    async def predict(self, model: str, rows: list[Any]) -> list[dict[str, Any]]:
+        """Answers for some rows, in their order.
+
+        Raises:
+            BusyError: If there is too much to do.
+        """
+
+    async def not_ready(self) -> str | None:
+        """Why requests should not come yet; None if they may."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_rows: int
+    deadline_s: float
+
+
+def make_api(
+    service: Service, limits: Limits, versions: dict[str, str], cors_origins: list[str]
+) -> FastAPI:
+    """The routes.
+
+    Args:
+        service: Who predicts.
+        limits: What one request may ask for.
+        versions: Of the libraries, for `/version`.
+        cors_origins: Origins whose pages may call.
+    """
+    api = FastAPI(title="serve-fastapi", version="1", redoc_url=None, responses={})
+    if cors_origins:
+        api.add_middleware(CORSMiddleware, allow_origins=cors_origins, allow_headers=["*"])
+    _add_problems(api)
+    _add_pages(api)
+
+    def choose(kind: str) -> Callable[..., Description]:
+        default = next((m for m in service.models.values() if m.kind == kind), None)
+
+        def chosen(
+            x_model: Annotated[str | None, Header(description="Name of a model.")] = None,
+        ) -> Description:
+            if x_model is None and default is not None:
+                return default
+            known = [m.name for m in service.models.values() if m.kind == kind]
+            if x_model not in known:
+                allowed = f"must be one of {', '.join(known)}" if known else "none is served"
+                raise HTTPException(404, f"no model {x_model!r} of {kind}: {allowed}")
+            return service.models[x_model]
+
+        return chosen
+
+    digits = Annotated[Description, Depends(choose("digits"))]
+    trips = Annotated[Description, Depends(choose("trips"))]
+
+    async def answer(model: Description, row: Any) -> Response:
+        started = time.perf_counter()
+        async with deadline(limits.deadline_s):
+            (found,) = await service.predict(model.name, [row])
+        latency_ms = round((time.perf_counter() - started) * 1000, 3)
+        content = found | {"model": model.name, "latency_ms": latency_ms}
+        return Response(json.dumps(content), media_type="application/json")
+
+    def stream(model: Description, rows: list[Any]) -> Response:
+        if len(rows) > limits.max_rows:
+            raise HTTPException(413, f"{len(rows)} rows: at most {limits.max_rows} are allowed")
+        events = _events(service, model, rows, limits.deadline_s)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    @api.get("/healthz")
+    async def alive() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "alive"}
+
+    @api.get("/readyz", responses={503: PROBLEMS[503]})
+    async def ready() -> dict[str, str]:
+        """Whether its models are loaded."""
+        if (reason := await service.not_ready()) is not None:
+            raise HTTPException(503, reason, {"Retry-After": "1"})
+        return {"status": "ready"}
+
+    @api.get("/version")
+    async def version() -> schemas.Version:
+        """What is running."""
+        found = {m.name: m.version for m in service.models.values()}
+        return schemas.Version(project="serve-fastapi", versions=versions, models=found)
+
+    @api.get("/v1/models", responses=_problems(401, 429))
+    async def list_models() -> list[schemas.Model]:
+        """The models and their metrics."""
+        first = defaults(service.models)
+        return [
+            schemas.Model(default=m.name in first, **_public(m)) for m in service.models.values()
+        ]
+
+    @api.post("/v1/digits", response_model=schemas.DigitAnswer, responses=PROBLEMS)
+    async def predict_digit(model: digits, body: schemas.DigitRequest) -> Response:
+        """Which digit an array of gray values shows."""
+        check_image(body.image, model)
+        return await answer(model, body.image)
+
+    @api.post("/v1/digits/image", response_model=schemas.DigitAnswer, responses=PROBLEMS)
+    async def predict_picture(
+        model: digits, file: Annotated[UploadFile, File(description="A PNG or JPEG.")]
+    ) -> Response:
+        """Which digit a picture shows."""
+        content = await file.read()
+        try:
+            decoded = await asyncio.to_thread(images.decode, content, model.shape, model.maximum)
+        except images.ImageError as error:
+            raise HTTPException(422, str(error)) from None
+        return await answer(model, decoded.tolist())
+
+    @api.post("/v1/trips", response_model=schemas.TripAnswer, responses=PROBLEMS)
+    async def predict_trip(model: trips, body: schemas.TripRequest) -> Response:
+        """How many minutes a taxi trip will take."""
+        check_trip(body, model)
+        return await answer(model, body.model_dump())
+
+    @api.post("/v1/digits/batch", response_class=StreamingResponse, responses=PROBLEMS)
+    async def predict_digits(model: digits, body: schemas.DigitsBatch) -> Response:
+        """Many digits: a stream of server-sent events with progress and answers."""
+        for image in body.images:
+            check_image(image, model)
+        return stream(model, body.images)
+
+    @api.post("/v1/trips/batch", response_class=StreamingResponse, responses=PROBLEMS)
+    async def predict_trips(model: trips, body: schemas.TripsBatch) -> Response:
+        """Many trips: a stream of server-sent events with progress and answers."""
+        for trip in body.trips:
+            check_trip(trip, model)
+        return stream(model, [trip.model_dump() for trip in body.trips])
+
+    return api
+
+
+class deadline:  # noqa: N801 - a context manager
+    """Gives up after some seconds: what was begun is cancelled, and the answer is 504."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self.timeout.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        try:
+            await self.timeout.__aexit__(*raised)
+        except TimeoutError:
+            raise HTTPException(504, f"not done after {self.seconds:g} s") from None
+
+
+def check_image(image: list[list[float]], model: Description) -> None:
+    """Refuses an image of another size or range than the model's."""
+    height, width = model.shape
+    if len(image) != height or any(len(row) != width for row in image):
+        found = f"{len(image)} rows of {min(map(len, image))} to {max(map(len, image))} values"
+        raise HTTPException(422, f"image: {found}: must be {height} rows of {width}")
+    if max(map(max, image)) > model.maximum:
+        largest = max(map(max, image))
+        raise HTTPException(422, f"image: a value of {largest:g}: must be <= {model.maximum:g}")
+
+
+def check_trip(trip: schemas.TripRequest, model: Description) -> None:
+    """Refuses a zone that the model does not know."""
+    for key, zone in (("pickup_zone", trip.pickup_zone), ("dropoff_zone", trip.dropoff_zone)):
+        if zone not in model.zones:
+            raise HTTPException(422, f"{key}: the model knows no zone {zone}")
+
+
+async def _events(
+    service: Service, model: Description, rows: list[Any], deadline_s: float
+) -> AsyncIterator[str]:
+    """Server-sent events: `answers` after every few rows, then `done`, or `error`."""
+    for start in range(0, len(rows), ROWS_PER_EVENT):
+        part = rows[start : start + ROWS_PER_EVENT]
+        try:
+            async with deadline(deadline_s):
+                found = await service.predict(model.name, part)
+        except (HTTPException, BusyError) as error:
+            reason = getattr(error, "detail", None) or str(error) or "too busy"
+            yield _event("error", {"error": reason, "done": start, "total": len(rows)})
+            return
+        done = start + len(part)
+        yield _event("answers", {"done": done, "total": len(rows), "answers": found})
+    yield _event("done", {"total": len(rows), "model": model.name})
+
+
+def _event(name: str, content: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n"
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: PROBLEMS[status] for status in statuses}
+
+
+def _public(model: Description) -> dict[str, Any]:
+    kept = ("name", "kind", "framework", "version", "metrics")
+    return {name: value for name, value in asdict(model).items() if name in kept}
+
+
+def _add_problems(api: FastAPI) -> None:
+    """Every answer that is not 200 looks like `schemas.Problem`; none shows how the code looks."""
+
+    def problem(
+        request: Request, status: int, error: str, headers: Any = None, details: Any = None
+    ) -> JSONResponse:
+        request_id = request.headers.get("x-request-id", "")
+        content = schemas.Problem(error=error, request_id=request_id, details=details)
+        return JSONResponse(content.model_dump(exclude_none=True), status, headers)
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        # Without the input: it may be a number that JSON cannot write, or very long.
+        details = [{k: e[k] for k in ("loc", "msg", "type")} for e in error.errors()[:10]]
+        return problem(request, 422, "the request is not valid", None, details)
+
+    @api.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        return problem(request, error.status_code, str(error.detail), error.headers)
+
+    @api.exception_handler(BusyError)
+    async def busy(request: Request, _: BusyError) -> Response:
+        return problem(request, 503, "too busy; try again", {"Retry-After": "1"})
+
+    @api.exception_handler(Exception)
+    async def failed(request: Request, _: Exception) -> Response:
+        return problem(request, 500, "an internal error; the log knows this request_id")
+
+
+def _add_pages(api: FastAPI) -> None:
+    folder = resources.files("serve_fastapi.web")
+
+    def add(path: str, name: str) -> None:
+        content = (folder / name).read_text()
+        media_type = MEDIA_TYPES[name.rpartition(".")[2]]
+
+        @api.get(path, include_in_schema=False)
+        async def page() -> Response:
+            return Response(content, media_type=media_type)
+
+    for path, name in PAGE.items():
+        add(path, name)

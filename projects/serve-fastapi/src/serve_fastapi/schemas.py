@@ -1,0 +1,99 @@
+"""What requests and answers look like; FastAPI checks them and makes the OpenAPI page of them."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_SIDE = 256
+"""The most pixels along a side of an image."""
+
+Pixel = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
+Image = Annotated[
+    list[Annotated[list[Pixel], Field(min_length=1, max_length=MAX_SIDE)]],
+    Field(min_length=1, max_length=MAX_SIDE, description="Rows of gray values; 0 is background."),
+]
+
+
+class Strict(BaseModel):
+    """No conversion, and no field that nobody knows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class DigitRequest(Strict):
+    """One image."""
+
+    image: Image
+
+
+class TripRequest(Strict):
+    """One trip, before it begins."""
+
+    pickup_at: datetime = Field(description="Local time; an offset, if there is one, is ignored.")
+    distance_miles: float = Field(ge=0, le=500, allow_inf_nan=False)
+    pickup_zone: int = Field(ge=1, le=9999)
+    dropoff_zone: int = Field(ge=1, le=9999)
+    passengers: float | None = Field(default=None, ge=0, le=9, allow_inf_nan=False)
+    vendor: int = Field(default=1, ge=0, le=99)
+    ratecode: int | None = Field(default=None, ge=1, le=99)
+
+
+class DigitsBatch(Strict):
+    """Many images."""
+
+    images: list[Image] = Field(min_length=1)
+
+
+class TripsBatch(Strict):
+    """Many trips."""
+
+    trips: list[TripRequest] = Field(min_length=1)
+
+
+class Answer(BaseModel):
+    """Who answered, and how long that took."""
+
+    model: str = Field(description="Name of the model.")
+    version: str = Field(description="The first digits of the hash of its files.")
+    latency_ms: float = Field(description="From the whole request read to the answer known.")
+
+
+class DigitAnswer(Answer):
+    """A digit."""
+
+    label: str
+    probabilities: list[float] = Field(description="One for each class, in the model's order.")
+
+
+class TripAnswer(Answer):
+    """A duration."""
+
+    minutes: float
+
+
+class Model(BaseModel):
+    """A model that is served."""
+
+    name: str
+    kind: str
+    framework: str
+    version: str
+    default: bool
+    metrics: dict[str, float]
+
+
+class Version(BaseModel):
+    """What is running."""
+
+    project: str
+    versions: dict[str, str]
+    models: dict[str, str] = Field(description="Name of a model to its version.")
+
+
+class Problem(BaseModel):
+    """Every answer that is not 200."""
+
+    error: str
+    request_id: str
+    details: list[dict[str, Any]] | None = None
