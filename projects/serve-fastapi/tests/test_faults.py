@@ -149,6 +149,15 @@ def test_scaled_to_zero_the_first_request_is_served(serve: StartServer):
         assert server.pids(":Ingress")
 
 
+def test_rays_own_proxy_serves_as_well(serve: StartServer):
+    with serve("serve.front=python") as server, under_load(server.address, CLIENTS, 0) as load:
+        load.wait_for_answers(200)
+        load.stop()
+        assert not server.pids("haproxy -")
+        assert server.open_sockets() == []
+    assert load.counts["num_failed"] == 0, load.counts
+
+
 def test_request_that_is_given_up_does_not_reach_the_model(serve: StartServer):
     """The model is stopped; its queue must be empty once nobody waits any more."""
     with serve("limits.deadline_s=1") as server:

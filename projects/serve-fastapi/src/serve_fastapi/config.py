@@ -118,7 +118,7 @@ class LimitsConfig:
     """Requests for a prediction under way in each ingress replica, those included that wait for
     the next batch; what is more gets 503 and `Retry-After`. At least 1."""
     per_minute: int
-    """Requests a minute for each API key (without keys: for each address), in each ingress
+    """Requests a minute for each API key (without keys: for all together), in each ingress
     replica; 0: no limit."""
 
     def __post_init__(self) -> None:
