@@ -166,7 +166,7 @@ def kill(job: Job) -> None:
 
 def test_population_goes_on_taking_over_after_a_killed_driver(start: StartJob, tmp_path: Path):
     study = ["run.name=pbt", "objective=torch", "scheduler=pbt", "tune.num_trials=4"]
-    study += ["objective.hyperparameters.batch_size=8", "~space.batch_size", "train.epochs=24"]
+    study += ["objective.hyperparameters.batch_size=8", "~space.batch_size", "train.epochs=80"]
     with start(*study) as job:
         job.wait_for_event(trained(9))
         wait_for(

@@ -36,7 +36,8 @@ class Digits:
     async def predict(self, body: schemas.DigitRequest) -> dict[str, Any]:
         if len(body.image) != 8 or any(len(row) != 8 for row in body.image):
             raise HTTPException(422, "must be 8 rows of 8")
-        row = self.infer(np.array([body.image], np.float32).reshape(1, -1))[0]
+        found, _ = self.infer(np.array([body.image], np.float32).reshape(1, -1))
+        row = found[0]
         return {"label": self.classes[int(row.argmax())], "probabilities": row.tolist()}
 
 

@@ -35,7 +35,7 @@ def make() -> FastAPI:
             while len(taken) < MAX_ROWS and not queue.empty():
                 taken.append(queue.get_nowait())
             rows = np.array([image for image, _ in taken], np.float32).reshape(len(taken), -1)
-            found = await asyncio.to_thread(infer, rows)
+            found, _ = await asyncio.to_thread(infer, rows)
             for (_, future), row in zip(taken, found, strict=True):
                 future.set_result(row)
 
@@ -56,7 +56,8 @@ def make() -> FastAPI:
             queue.put_nowait((body.image, future))
             row = await future
         else:
-            row = infer(np.array([body.image], np.float32).reshape(1, -1))[0]
+            found, _ = infer(np.array([body.image], np.float32).reshape(1, -1))
+            row = found[0]
         return {"label": bundle.classes[int(row.argmax())], "probabilities": row.tolist()}
 
     return app

@@ -1,6 +1,7 @@
 """The application without Ray: what the ingress does, in this process."""
 
 import asyncio
+import logging
 from typing import Any
 
 import httpx
@@ -8,7 +9,7 @@ from ray_shared.config import compose
 from serve_fastapi import api, models
 from serve_fastapi.config import Config
 from serve_fastapi.observe import observe
-from serve_fastapi.security import Guard, protect
+from serve_fastapi.security import Guard, protect, with_cors
 from starlette.types import ASGIApp
 
 CONF = "serve_fastapi.conf"
@@ -53,13 +54,12 @@ def make_app(
     record: Any = lambda *_: None,
 ) -> ASGIApp:
     """The whole application, but for Ray."""
-    import logging
-
     limits = limits or api.Limits(max_rows=200, deadline_s=5)
-    made: ASGIApp = api.make_api(service, limits, {"python": "3"}, cors or [])
+    made = api.make_api(service, limits, {"python": "3"})
+    known = frozenset(getattr(route, "path", "") for route in made.routes)
     guard = guard or Guard(frozenset(), 1 << 20, 0)
-    made = protect(made, guard, echo_request_id=True)
-    return observe(made, record, logging.getLogger("serve_fastapi.test"), "all")
+    app = with_cors(protect(made, guard, echo_request_id=True), cors or [])
+    return observe(app, record, logging.getLogger("serve_fastapi.test"), "all", known)
 
 
 def client(app: ASGIApp, **headers: str) -> httpx.AsyncClient:

@@ -1,6 +1,7 @@
 """What comes together is answered together, and nobody's answer goes to another."""
 
 import asyncio
+import contextvars
 from typing import Any
 
 import pytest
@@ -120,5 +121,40 @@ def test_queue_is_bounded():
         assert await asyncio.gather(*waiting) == [[0], [2], [4]]
         assert await batcher("m", [3]) == [6]
         assert not batcher.is_busy()
+
+    asyncio.run(scenario())
+
+
+def test_batch_is_not_a_part_of_the_request_that_started_it():
+    request = contextvars.ContextVar("request", default="none")
+    seen = []
+
+    async def run(key: str, rows: list[Any]) -> list[Any]:
+        seen.append(request.get())
+        return rows
+
+    async def one(batcher: Batcher, number: int) -> None:
+        request.set(f"request {number}")
+        assert await batcher("m", [number]) == [number]
+
+    async def scenario() -> None:
+        batcher = Batcher(run, max_rows=1, max_concurrent=1, max_pending=9)
+        await asyncio.gather(*(one(batcher, number) for number in range(3)))
+
+    asyncio.run(scenario())
+    assert seen == ["none"] * 3
+
+
+def test_batch_that_is_cancelled_from_elsewhere_leaves_nobody_waiting():
+    async def scenario() -> None:
+        model = Model()
+        batcher = Batcher(model, max_rows=8, max_concurrent=1, max_pending=9)
+        waiting = [asyncio.create_task(batcher("m", [i])) for i in range(3)]
+        while not model.batches:
+            await asyncio.sleep(0)
+        (task,) = batcher.queues["m"].running
+        task.cancel()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [BusyError] * 3
 
     asyncio.run(scenario())

@@ -10,12 +10,12 @@ import ray
 import yaml
 from ray import serve
 from ray._private import worker
-from ray_shared.errors import JobError
+from ray_shared.errors import JobError, UserError
 from ray_shared.report import Report, show_artifacts, show_table
 
-from serve_fastapi import app, builtin, load_test
+from serve_fastapi import app, builtin, load_test, models
 from serve_fastapi.config import PROJECT, Config
-from serve_fastapi.environment import QUIET, THROUGHPUT, free_port, uses_haproxy
+from serve_fastapi.environment import ENTRANCE, QUIET, THROUGHPUT, free_port, uses_haproxy
 
 logger = logging.getLogger(__name__)
 LOGS = {"encoding": "JSON", "enable_access_log": False}
@@ -25,19 +25,28 @@ def run(config: Config, report: Report) -> None:
     """`action=serve`, `deploy` and `load_test`, on the connected cluster.
 
     Raises:
+        UserError: If it would take the place of one that is there to stay.
         JobError: If the application does not start, or does not answer.
     """
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    others = set(serve.status().applications) - {PROJECT}
+    others = set(serve.status().applications)
+    if PROJECT in others and config.action != "deploy":
+        raise UserError(
+            f"action={config.action}: {PROJECT} is there already: action=deploy gives it a new "
+            "version, load.address=... measures it"
+        )
     with report.timed("job_s"):
         started = time.perf_counter()
         try:
-            settings = builtin.named(config.settings())
-            address = start(config, settings)
-            first = load_test.ask(config, address)
+            address = start(config)
+            bundles = builtin.named(config.settings())["models"]["bundles"]
+            model = next(iter(models.find(bundles).values()))
+            example = models.EXAMPLES[model.kind](model)
+            body = {"image": example} if model.kind == "digits" else example
+            first = load_test.ask(config, address, model.kind, body)
             report.metrics["first_answer_s"] = round(time.perf_counter() - started, 3)
-            logger.info("serving %s at %s", ", ".join(settings["models"]["bundles"]), address)
+            logger.info("serving %s at %s", ", ".join(bundles), address)
             if config.action == "load_test":
                 measure(config, address, report)
             elif config.serve.block:
@@ -51,7 +60,7 @@ def run(config: Config, report: Report) -> None:
                 report.metrics["stop_s"] = round(time.perf_counter() - stopped, 3)
 
 
-def start(config: Config, settings: dict[str, Any]) -> str:
+def start(config: Config) -> str:
     """Starts Serve and the application, and waits until it is ready; its address.
 
     Raises:
@@ -61,7 +70,7 @@ def start(config: Config, settings: dict[str, Any]) -> str:
     options = {"host": config.serve.host, "port": port, "request_timeout_s": None}
     try:
         serve.start(proxy_location=proxy_location(), http_options=options, logging_config=LOGS)
-        serve.run(app.build(settings), name=PROJECT, route_prefix="/")
+        serve.run(app.build(config.settings()), name=PROJECT, route_prefix="/")
     except RuntimeError as error:
         reason = str(getattr(error, "cause", error)).strip().splitlines()[0]
         raise JobError(f"the application does not start: {reason}") from error
@@ -146,7 +155,7 @@ def write_config(config: Config, report: Report) -> None:
             }
         ],
     }
-    variables = THROUGHPUT | QUIET
+    variables = THROUGHPUT | QUIET | ENTRANCE
     if uses_haproxy(config):
         variables = variables | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
     head = "# Before the cluster starts, in every node's environment:\n"

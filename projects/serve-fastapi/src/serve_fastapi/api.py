@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,6 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, File, Header, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -21,6 +21,7 @@ from serve_fastapi import images, schemas
 from serve_fastapi.batching import BusyError
 from serve_fastapi.models import Description, defaults
 
+logger = logging.getLogger("ray.serve")
 ROWS_PER_EVENT = 50
 """Rows of a `/batch` request between two events."""
 PAGE = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
@@ -31,6 +32,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "The body is no JSON, or no form.",
         401: "No API key, or not a valid one.",
         404: "No such model.",
+        408: "The body did not come in time.",
         413: "Too long.",
         422: "Not what this route takes.",
         429: "Too many requests; see `Retry-After`.",
@@ -65,22 +67,18 @@ class Limits:
     deadline_s: float
 
 
-def make_api(
-    service: Service, limits: Limits, versions: dict[str, str], cors_origins: list[str]
-) -> FastAPI:
+def make_api(service: Service, limits: Limits, versions: dict[str, str]) -> FastAPI:
     """The routes.
 
     Args:
         service: Who predicts.
         limits: What one request may ask for.
         versions: Of the libraries, for `/version`.
-        cors_origins: Origins whose pages may call.
     """
     api = FastAPI(title="serve-fastapi", version="1", redoc_url=None, responses={})
-    if cors_origins:
-        api.add_middleware(CORSMiddleware, allow_origins=cors_origins, allow_headers=["*"])
     _add_problems(api)
     _add_pages(api)
+    _add_keys(api)
 
     def choose(kind: str) -> Callable[..., Description]:
         default = next((m for m in service.models.values() if m.kind == kind), None)
@@ -226,8 +224,12 @@ async def _events(
         try:
             async with deadline(deadline_s):
                 found = await service.predict(model.name, part)
-        except (HTTPException, BusyError) as error:
-            reason = getattr(error, "detail", None) or str(error) or "too busy"
+        except Exception as error:
+            reason = "too busy" if isinstance(error, BusyError) else "an internal error"
+            if isinstance(error, HTTPException):
+                reason = str(error.detail)
+            elif not isinstance(error, BusyError):
+                logger.exception("a batch failed")
             yield _event("error", {"error": reason, "done": start, "total": len(rows)})
             return
         done = start + len(part)
@@ -260,8 +262,15 @@ def _add_problems(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        # Without the input: it may be a number that JSON cannot write, or very long.
-        details = [{k: e[k] for k in ("loc", "msg", "type")} for e in error.errors()[:10]]
+        # Without the input, and names cut: either may be very long, or what JSON cannot write.
+        details = [
+            {
+                "loc": [part[:100] if isinstance(part, str) else part for part in e["loc"]],
+                "msg": e["msg"],
+                "type": e["type"],
+            }
+            for e in error.errors()[:10]
+        ]
         return problem(request, 422, "the request is not valid", None, details)
 
     @api.exception_handler(StarletteHTTPException)
@@ -290,3 +299,22 @@ def _add_pages(api: FastAPI) -> None:
 
     for path, name in PAGE.items():
         add(path, name)
+
+
+def _add_keys(api: FastAPI) -> None:
+    """Tells the API's page of the keys, for its "Authorize"; `security.py` checks them."""
+    describe = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        found = describe()
+        found.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        for path, operations in found["paths"].items():
+            if path.startswith("/v1/"):
+                for operation in operations.values():  # {}: without keys, everybody may ask.
+                    operation["security"] = [{}, {"bearer": []}, {"key": []}]
+        return found
+
+    api.openapi = openapi  # type: ignore[method-assign]

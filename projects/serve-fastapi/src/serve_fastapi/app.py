@@ -23,15 +23,15 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import metrics
-from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve_fastapi import api, builtin, models
 from serve_fastapi.batching import Batcher, BusyError
+from serve_fastapi.config import SecurityConfig, ServeConfig
 from serve_fastapi.environment import stay_on_loopback
 from serve_fastapi.observe import observe
-from serve_fastapi.security import Guard, protect, read_keys
+from serve_fastapi.security import Guard, check_keys, protect, read_keys, with_cors
 
 ATTEMPTS = 3
 """Times that a batch is sent, if a replica of a stage dies."""
@@ -120,6 +120,8 @@ class Ingress:
             stages: Handles of the three; none: they run here.
         """
         stay_on_loopback()
+        # Here again: this machine's environment is another one than that of the command.
+        check_keys(ServeConfig(**settings["serve"]), SecurityConfig(**settings["security"]))
         settings = builtin.named(settings)
         self.settings, self.models, self.versions = settings, described, versions
         self.stages = stages
@@ -131,6 +133,8 @@ class Ingress:
         limits = settings["limits"]
         self.batched = Batcher(self.run, **settings["batch"], max_pending=limits["max_ongoing"])
         self.started = False
+        self.probed_at = 0.0
+        self.reason: str | None = "starting"
         self.requests = metrics.Counter(
             "app_requests",
             description="Answers.",
@@ -159,17 +163,16 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook: what answers HTTP."""
         limits, security = self.settings["limits"], self.settings["security"]
-        app: ASGIApp = api.make_api(
-            self,
-            api.Limits(limits["max_rows"], limits["deadline_s"]),
-            self.versions,
-            security["cors_origins"],
+        made = api.make_api(
+            self, api.Limits(limits["max_rows"], limits["deadline_s"]), self.versions
         )
+        known = frozenset(getattr(route, "path", "") for route in made.routes)
         keys = read_keys(security["keys_env"], security["keys_file"])
         guard = Guard(keys, limits["max_body_bytes"], limits["per_minute"])
-        app = protect(app, guard, echo_request_id=False, is_busy=self.batched.is_busy)
+        app = protect(made, guard, echo_request_id=False, is_busy=self.batched.is_busy)
+        app = with_cors(app, security["cors_origins"])
         logger = logging.getLogger("ray.serve")
-        return observe(app, self.record, logger, self.settings["log"]["requests"])
+        return observe(app, self.record, logger, self.settings["log"]["requests"], known)
 
     def record(self, route: str, method: str, status: int, seconds: float) -> None:
         """Counts an answer; exported with Ray's own metrics."""
@@ -183,38 +186,61 @@ class Ingress:
 
     async def run(self, name: str, rows: list[Any]) -> list[dict[str, Any]]:
         """A batch through the three stages."""
+        self.waiting.set(self.batched.num_waiting)
         tags = {"model": name, "version": self.models[name].version}
         self.batch_size.observe(len(rows), tags)
         self.rows.inc(len(rows), tags)
         if self.here is not None:
-            return await asyncio.to_thread(self.here.apply, name, rows)
+            return await self.run_here(self.here, name, rows)
         for attempt in range(ATTEMPTS):
-            response: Any = rows
+            responses: list[Any] = [rows]
             for stage in self.stages:
                 # The response of one is the argument of the next: Serve passes the value on.
-                response = stage.options(multiplexed_model_id=name).remote(response)
+                responses.append(stage.options(multiplexed_model_id=name).remote(responses[-1]))
             try:
-                answers: list[dict[str, Any]] = await response
+                answers: list[dict[str, Any]] = await responses[-1]
                 return answers
             except asyncio.CancelledError:  # Nobody waits for it any more.
-                response.cancel()
+                for response in responses[1:]:
+                    response.cancel()
                 raise
-            except BackPressureError:
-                raise BusyError from None
             except RayActorError:  # A replica has died. To predict twice does no harm.
                 if attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
 
+    async def run_here(
+        self, here: models.LocalStages, name: str, rows: list[Any]
+    ) -> list[dict[str, Any]]:
+        """A batch through the three stages in a thread, which nothing can stop once it runs."""
+        thread = asyncio.get_running_loop().run_in_executor(None, here.apply, name, rows)
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            await asyncio.wait([thread])  # Until then the model is busy.
+            raise
+
     async def not_ready(self) -> str | None:
-        """See `api.Service`: whether the default models answer, in the versions told of here."""
+        """See `api.Service`; asks the models at most once a second, whoever asks here."""
+        now = asyncio.get_running_loop().time()
+        if now - self.probed_at > 1:
+            self.probed_at = now
+            self.reason = await self.probe()
+        return self.reason
+
+    async def probe(self) -> str | None:
+        """Why the default models do not answer, in the versions told of here; None if they do."""
         for name in models.defaults(self.models):
             model = self.models[name]
             try:
                 async with asyncio.timeout(5):
                     (answer,) = await self.predict(name, [models.EXAMPLES[model.kind](model)])
+            except BusyError:
+                continue  # It has enough to do, but it does it.
             except TimeoutError:
                 return f"model {name} does not answer"
+            except Exception as error:  # noqa: BLE001 - in an update: a stage of another version
+                return f"model {name} fails: {type(error).__name__}"
             if answer["version"] != model.version:
                 return f"model {name} is of version {answer['version']}, not {model.version}"
         return None
@@ -226,7 +252,7 @@ class Ingress:
         the old replicas go on.
         """
         deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-        while not self.started and (reason := await self.not_ready()):
+        while not self.started and (reason := await self.probe()):
             if asyncio.get_running_loop().time() > deadline:
                 raise RuntimeError(reason)
             await asyncio.sleep(0.2)

@@ -6,6 +6,7 @@ request wait. Here a batch is closed when its turn has come: alone, a request go
 """
 
 import asyncio
+import contextvars
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -100,17 +101,26 @@ class Batcher:
                     batch.append(pending)
                     num_rows += len(pending.rows)
             if batch:
-                task = asyncio.get_running_loop().create_task(self._answer(key, batch))
+                # In a context of its own: Ray Serve would take the batch for a part of the request
+                # in whose context it starts, and cancel it with that one.
+                task = asyncio.get_running_loop().create_task(
+                    self._answer(key, batch), context=contextvars.Context()
+                )
                 queue.running[task] = batch
                 task.add_done_callback(lambda done: self._ended(key, done))
 
     async def _answer(self, key: str, batch: list[Pending]) -> None:
         try:
             answers = await self.run(key, [row for pending in batch for row in pending.rows])
-        except Exception as error:  # noqa: BLE001 - whatever it was: each of them is told
+        except BaseException as error:
+            # Each of them is told, whatever it was; of a batch that was cancelled from elsewhere,
+            # too, since they would wait for ever.
+            cancelled = isinstance(error, asyncio.CancelledError)
             for pending in batch:
                 if not pending.answers.done():
-                    pending.answers.set_exception(error)
+                    pending.answers.set_exception(BusyError() if cancelled else error)
+            if cancelled:
+                raise
             return
         start = 0
         for pending in batch:

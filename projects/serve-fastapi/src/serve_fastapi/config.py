@@ -2,6 +2,7 @@
 
 import ipaddress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ray_shared.errors import UserError, check
@@ -27,7 +28,8 @@ class ServeConfig:
     front: str
     """`haproxy` (Linux only), `python`: Ray's own proxy, or `auto`: haproxy where there is one."""
     drain_s: float
-    """Seconds that requests under way have when a replica or the application stops."""
+    """Seconds that requests under way have when a replica or the application stops; a longer
+    `limits.deadline_s`, or a longer stream, is cut off then."""
 
     def __post_init__(self) -> None:
         check(bool(self.host), "serve.host", repr(self.host), "an address to listen on")
@@ -113,7 +115,8 @@ class LimitsConfig:
     max_rows: int
     """The most rows in one request to a `/batch` route. At least 1."""
     deadline_s: float
-    """Seconds until a request is given up with 504. More than 0."""
+    """Seconds until a request, or the next rows of a `/batch`, are given up with 504. More than
+    0."""
     max_ongoing: int
     """Requests for a prediction under way in each ingress replica, those included that wait for
     the next batch; what is more gets 503 and `Retry-After`. At least 1."""
@@ -191,7 +194,8 @@ class LoadConfig:
     duration_s: float
     """Seconds of load. More than 0."""
     retries: int
-    """Times that a request is sent again when no answer came, or 503. At least 0."""
+    """Times that a request is sent again when no answer came, or one of 500 and more. At least
+    0."""
 
     def __post_init__(self) -> None:
         ok = self.address is None or self.address.startswith(("http://", "https://"))
@@ -225,6 +229,11 @@ class Config:
         check(self.action in ACTIONS, "action", self.action, _one_of(ACTIONS))
         if self.serve.block and self.action != "serve":
             raise UserError("serve.block=true: only with action=serve")
+        if not self.models.bundles and "://" in self.storage.path:
+            raise UserError(
+                f"storage.path={self.storage.path}: the small models need a directory of the "
+                "machine; name others with +models.bundles.NAME=URI"
+            )
         if self.action == "deploy" and self.cluster.mode != "existing":
             raise UserError(
                 f"action=deploy: cluster={self.cluster.mode} ends with the command; must be "
@@ -241,7 +250,17 @@ class Config:
     def settings(self) -> dict[str, Any]:
         """What the replicas need to know: the argument of `app.build`, plain values only."""
         sections = ("storage", "serve", "scale", "batch", "limits", "security", "models", "log")
-        return {name: asdict(getattr(self, name)) for name in sections}
+        settings = {name: asdict(getattr(self, name)) for name in sections}
+        # A replica works in another directory than the command.
+        settings["storage"]["path"] = _absolute(self.storage.path)
+        settings["security"]["keys_file"] = _absolute(self.security.keys_file)
+        bundles = self.models.bundles
+        settings["models"]["bundles"] = {name: _absolute(path) for name, path in bundles.items()}
+        return settings
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or "://" in path else str(Path(path).absolute())
 
 
 def _one_of(names: Any) -> str:

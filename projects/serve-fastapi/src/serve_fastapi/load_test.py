@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -25,30 +26,34 @@ REQUEST_TIMEOUT_S = 30.0
 NUM_BODIES = 64
 
 
-def ask(config: Config, address: str) -> dict[str, Any]:
+def ask(config: Config, address: str, kind: str, row: dict[str, Any]) -> dict[str, Any]:
     """One prediction; waits until the application answers.
+
+    Args:
+        config: For the API key.
+        address: Of the application.
+        kind: `digits` or `trips`.
+        row: A request that the default model of this kind takes.
 
     Raises:
         JobError: If it does not, or not with a prediction.
     """
 
     async def until_answered() -> dict[str, Any]:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        async with aiohttp.ClientSession(headers=_headers(config)) as session:
-            while True:
+        deadline, reason = time.monotonic() + START_TIMEOUT_S, "nothing"
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        async with aiohttp.ClientSession(headers=_headers(config), timeout=timeout) as session:
+            while time.monotonic() < deadline:
                 try:
-                    url, body = _url(config, address), _bodies(config)[0]
-                    async with session.request(_method(config), url, data=body) as got:
+                    async with session.post(f"{address}/v1/{kind}", data=_json(row)) as got:
                         content: dict[str, Any] = await got.json(content_type=None)
                         if got.status == 200:
                             return content
                         reason = f"{got.status} {content}"
-                        if got.status in (401, 404, 422):
+                        if 400 <= got.status < 500:
                             break
-                except (aiohttp.ClientError, ValueError) as error:
+                except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                     reason = str(error) or type(error).__name__
-                if time.monotonic() > deadline:
-                    break
                 await asyncio.sleep(0.02)
         raise JobError(f"{address} does not answer with a prediction: {reason}")
 
@@ -65,6 +70,8 @@ class Load:
 
     def __init__(self, config: Config, address: str):
         self.settings, self.headers = config.load, _headers(config)
+        if config.load.model is not None:
+            self.headers["x-model"] = config.load.model
         self.method, self.url = _method(config), _url(config, address)
         self.bodies = _bodies(config)
         self.latencies_s: list[float] = []
@@ -96,7 +103,7 @@ class Load:
                 *(self._client(i, session, until) for i in range(self.settings.concurrency))
             )
         seconds = time.perf_counter() - started
-        times = np.array(self.latencies_s or [np.nan]) * 1000
+        times = np.array(self.latencies_s or [0.0]) * 1000
         p50, p95, p99 = (float(p) for p in np.percentile(times, [50, 95, 99]))
         num_failed = sum(self.failures.values())
         return {
@@ -138,12 +145,11 @@ class Load:
 
 def _headers(config: Config) -> dict[str, str]:
     headers = {"content-type": "application/json"}
-    if config.load.model is not None:
-        headers["x-model"] = config.load.model
-    keys = os.environ.get(config.security.keys_env, "")
-    if keys:
-        headers["authorization"] = f"Bearer {keys.split(',')[0].strip()}"
-    return headers
+    keys = os.environ.get(config.security.keys_env, "").split(",")
+    if config.security.keys_file is not None:
+        keys += Path(config.security.keys_file).read_text().splitlines()
+    known = [key.strip() for key in keys if key.strip()]
+    return headers | ({"authorization": f"Bearer {known[0]}"} if known else {})
 
 
 def _url(config: Config, address: str) -> str:
@@ -164,4 +170,8 @@ def _bodies(config: Config) -> list[bytes]:
         images = load_digits().images[:NUM_BODIES]
         return [json.dumps({"image": image.tolist()}).encode() for image in images]
     trips, _ = builtin.generated_trips(NUM_BODIES, seed=1)
-    return [json.dumps(trip, default=lambda at: at.isoformat()).encode() for trip in trips]
+    return [_json(trip) for trip in trips]
+
+
+def _json(row: Any) -> bytes:
+    return json.dumps(row, default=lambda at: at.isoformat()).encode()

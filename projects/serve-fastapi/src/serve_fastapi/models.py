@@ -41,7 +41,7 @@ class Description:
     """One of `KINDS`."""
     framework: str
     version: str
-    """The first 12 digits of the SHA-256 of its files' hashes: another model, another version."""
+    """The first 12 digits of a SHA-256 of all that answers depend on."""
     shape: tuple[int, int]
     """digits: (height, width) of an image; trips: (0, 0)."""
     maximum: float
@@ -62,7 +62,7 @@ def find(bundles: dict[str, str]) -> dict[str, Description]:
         try:
             with _local(path) as directory:
                 described[name] = describe(name, read_bundle(directory))
-        except (BundleError, OSError, ValueError) as error:
+        except (BundleError, OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"models.bundles.{name}={path}: {error}") from None
     return described
 
@@ -89,7 +89,8 @@ def describe(name: str, bundle: Bundle) -> Description:
 
 def version(bundle: Bundle) -> str:
     """See `Description.version`."""
-    content = json.dumps(bundle.files, sort_keys=True).encode()
+    parts = ("framework", "features", "classes", "model", "preprocessor", "files")
+    content = json.dumps({name: getattr(bundle, name) for name in parts}, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()[:12]
 
 
@@ -222,7 +223,7 @@ class LocalStages:
 def _load_xgboost(bundle: Bundle, directory: Path, num_threads: int) -> Infer:
     import xgboost as xgb
 
-    booster = xgb.Booster(model_file=directory / bundle.model["file"])
+    booster = xgb.Booster(model_file=_checked(bundle, directory, bundle.model["file"]))
     booster.set_param({"nthread": num_threads})
     return booster.inplace_predict
 
@@ -236,7 +237,7 @@ def _load_torch(bundle: Bundle, directory: Path, num_threads: int) -> Infer:
     torch.set_num_threads(num_threads)
     shape = bundle.features[0]["shape"]
     network = networks.build(bundle.model, shape, len(bundle.classes))
-    network.load_state_dict(load_file(directory / "model.safetensors"))
+    network.load_state_dict(load_file(_checked(bundle, directory, "model.safetensors")))
     network.eval()
 
     @torch.inference_mode()
@@ -246,13 +247,20 @@ def _load_torch(bundle: Bundle, directory: Path, num_threads: int) -> Infer:
     return infer
 
 
-def _load_keras(bundle: Bundle, directory: Path, num_threads: int) -> Infer:  # noqa: ARG001
+def _load_keras(bundle: Bundle, directory: Path, num_threads: int) -> Infer:
     import keras  # type: ignore[import-not-found,unused-ignore]
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-    model = keras.models.load_model(directory / "model.keras")
+    model = keras.models.load_model(_checked(bundle, directory, "model.keras"))
     return lambda inputs: model(inputs.astype(np.uint8), training=False).numpy()
+
+
+def _checked(bundle: Bundle, directory: Path, name: str) -> Path:
+    """A file of the bundle, if its hash is one of those that were compared."""
+    if name not in bundle.files:
+        raise BundleError(f"bundle.json: files: no {name}")
+    return directory / name
 
 
 FRAMEWORKS: dict[str, Callable[[Bundle, Path, int], Infer]] = {
@@ -293,8 +301,19 @@ def _example_trip(model: Description) -> dict[str, Any]:
     }
 
 
+def _example_digit(model: Description) -> list[list[float]]:
+    """A ring, which is a zero."""
+    height, width = model.shape
+
+    def value(row: int, column: int) -> float:
+        y, x = (2 * row + 1) / height - 1, 2 * ((2 * column + 1) / width - 1)
+        return model.maximum if 0.5 < y * y + x * x < 1.3 else 0.0
+
+    return [[value(row, column) for column in range(width)] for row in range(height)]
+
+
 EXAMPLES: dict[str, Callable[[Description], Any]] = {
-    "digits": lambda model: [[0.0] * model.shape[1]] * model.shape[0],
+    "digits": _example_digit,
     "trips": _example_trip,
 }
 """A row that each kind of model takes."""

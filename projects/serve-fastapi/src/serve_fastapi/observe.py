@@ -6,11 +6,19 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_fastapi.security import path_of
+
 Record = Callable[[str, str, int, float], None]
 """Takes route, method, status and seconds."""
 
 
-def observe(app: ASGIApp, record: Record, logger: logging.Logger, requests: str) -> ASGIApp:
+def observe(
+    app: ASGIApp,
+    record: Record,
+    logger: logging.Logger,
+    requests: str,
+    known: frozenset[str] = frozenset(),
+) -> ASGIApp:
     """Tells of each request once it is answered.
 
     Args:
@@ -18,6 +26,7 @@ def observe(app: ASGIApp, record: Record, logger: logging.Logger, requests: str)
         record: Counts it.
         logger: Where the lines go.
         requests: Which ones get a line: `none`, `errors` or `all`.
+        known: The application's paths, for what is refused before a route is looked for.
     """
 
     async def observed(scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +46,8 @@ def observe(app: ASGIApp, record: Record, logger: logging.Logger, requests: str)
         finally:
             seconds = time.perf_counter() - started
             # What was asked for may be anything; a route is one of a few.
-            route = getattr(scope.get("route"), "path", "other")
+            path = path_of(scope)
+            route = getattr(scope.get("route"), "path", path if path in known else "other")
             record(route, scope["method"], status, seconds)
             if requests == "all" or (requests == "errors" and status >= 500):
                 request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")

@@ -1,24 +1,41 @@
 """What requests and answers look like; FastAPI checks them and makes the OpenAPI page of them."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 MAX_SIDE = 256
 """The most pixels along a side of an image."""
+MAX_ROWS = 10_000
+"""The most images or trips of a batch, whatever `limits.max_rows` allows."""
+DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", re.ASCII)
 
+
+def _date_and_time(value: Any) -> Any:
+    # pydantic would take 0 and "0" as seconds since 1970, and a date as its midnight.
+    if not (isinstance(value, str) and DATE_TIME.match(value)):
+        raise ValueError("must be a date and time such as 2026-01-07T17:30:00")
+    return value
+
+
+# Each list fails at its first wrong element: a body of 1 MB can hold half a million of them, and
+# pydantic would need seconds and hundreds of MB to describe them all.
 Pixel = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
 Image = Annotated[
-    list[Annotated[list[Pixel], Field(min_length=1, max_length=MAX_SIDE)]],
+    list[Annotated[list[Pixel], FailFast(), Field(min_length=1, max_length=MAX_SIDE)]],
+    FailFast(),
     Field(min_length=1, max_length=MAX_SIDE, description="Rows of gray values; 0 is background."),
 ]
+# Not strict: FastAPI checks what JSON became in Python, and that is a string and no datetime.
+DateTime = Annotated[datetime, BeforeValidator(_date_and_time), Field(strict=False)]
 
 
 class Strict(BaseModel):
-    """No conversion, and no field that nobody knows."""
+    """No conversion but of whole numbers to floats, and no field that nobody knows."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class DigitRequest(Strict):
@@ -30,7 +47,7 @@ class DigitRequest(Strict):
 class TripRequest(Strict):
     """One trip, before it begins."""
 
-    pickup_at: datetime = Field(description="Local time; an offset, if there is one, is ignored.")
+    pickup_at: DateTime = Field(description="Local time; an offset, if there is one, is ignored.")
     distance_miles: float = Field(ge=0, le=500, allow_inf_nan=False)
     pickup_zone: int = Field(ge=1, le=9999)
     dropoff_zone: int = Field(ge=1, le=9999)
@@ -42,13 +59,13 @@ class TripRequest(Strict):
 class DigitsBatch(Strict):
     """Many images."""
 
-    images: list[Image] = Field(min_length=1)
+    images: Annotated[list[Image], FailFast()] = Field(min_length=1, max_length=MAX_ROWS)
 
 
 class TripsBatch(Strict):
     """Many trips."""
 
-    trips: list[TripRequest] = Field(min_length=1)
+    trips: Annotated[list[TripRequest], FailFast()] = Field(min_length=1, max_length=MAX_ROWS)
 
 
 class Answer(BaseModel):

@@ -4,13 +4,14 @@ It comes before FastAPI reads anything: a body that is too long or a key that is
 nothing. Starlette's `BaseHTTPMiddleware` would cost as much as the rest of a request.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
 import os
+import re
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,30 @@ from typing import Any
 
 from ray_shared.errors import UserError
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_fastapi.config import SecurityConfig, ServeConfig
 
-OPEN_PATHS = {"/", "/page.js", "/page.css", "/healthz", "/readyz", "/version", "/docs"}
+PAGES = {"/", "/page.js", "/page.css", "/docs", "/openapi.json"}
+OPEN_PATHS = PAGES | {"/healthz", "/readyz", "/version"}
 """Answered without a key: they tell nothing that a key protects."""
-MAX_CLIENTS = 10_000
-"""Clients whose rate is remembered; the one not seen for longest is forgotten."""
+RequestHeaders = list[tuple[bytes, bytes]]
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+"""What a client may call its request: short, and harmless in a log."""
+RAY_HEADERS = {
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve-multiplexed-model-id",
+    b"x-session-id",
+}
+"""Ray Serve obeys these, whoever sends them; with `_` for `-` as well."""
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
+    # For images, scripts and the like: browsers do not look at it where CORS has been asked for.
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 SELF = b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -51,6 +64,8 @@ class Guard:
     max_body_bytes: int
     per_minute: int
     """Requests a minute for each key, without keys for all together; 0: no limit."""
+    max_body_s: float = 30.0
+    """Until the whole body must have come."""
 
 
 def read_keys(env: str, path: str | None) -> frozenset[bytes]:
@@ -104,18 +119,62 @@ class RateLimit:
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic):
         self.per_minute = per_minute
         self.clock = clock
-        self.buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        # As many as there are keys: nobody else gets as far as here.
+        self.buckets: dict[str, tuple[float, float]] = {}
 
     def wait_s(self, client: str) -> float:
         """Takes a token; 0, or the seconds until there is one."""
         now = self.clock()
-        tokens, since = self.buckets.pop(client, (float(self.per_minute), now))
+        tokens, since = self.buckets.get(client, (float(self.per_minute), now))
         tokens = min(self.per_minute, tokens + (now - since) * self.per_minute / 60)
         allowed = tokens >= 1
         self.buckets[client] = (tokens - 1 if allowed else tokens, now)
-        if len(self.buckets) > MAX_CLIENTS:
-            self.buckets.popitem(last=False)
         return 0.0 if allowed else (1 - tokens) * 60 / self.per_minute
+
+
+class Entrance:
+    """Comes before Ray Serve reads headers: it decodes some as UTF-8, and fails if they are not."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Takes Ray's own headers out, and leaves one plain `X-Request-ID`."""
+        if scope["type"] != "lifespan":
+            kept = [h for h in scope["headers"] if h[0].replace(b"_", b"-") not in RAY_HEADERS]
+            scope["headers"], _ = with_one_id(kept)
+        await self.app(scope, receive, send)
+
+
+def entrance() -> list[Middleware]:
+    """Ray Serve's hook: what comes before all of its own, in each process that listens."""
+    return [Middleware(Entrance)]
+
+
+def with_one_id(headers: RequestHeaders) -> tuple[RequestHeaders, bytes]:
+    """The headers with exactly one `X-Request-ID`, and its value: the client's, or a new one."""
+    found = [value for name, value in headers if name == b"x-request-id"]
+    if len(found) == 1 and REQUEST_ID.fullmatch(found[0]):
+        return headers, found[0]
+    made = uuid.uuid4().hex.encode()
+    others = [header for header in headers if header[0] != b"x-request-id"]
+    return [*others, (b"x-request-id", made)], made
+
+
+def with_cors(app: ASGIApp, origins: list[str]) -> ASGIApp:
+    """Lets pages of other origins call, and read refusals as well; goes around the guard.
+
+    A browser asks by `OPTIONS` first, and without the key.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Model", "X-Request-ID"],
+        expose_headers=["Retry-After", "X-Request-ID"],
+    )
 
 
 def protect(
@@ -135,12 +194,9 @@ def protect(
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        if b"x-request-id" not in headers:
-            headers[b"x-request-id"] = uuid.uuid4().hex.encode()
-            scope["headers"] = [*scope["headers"], (b"x-request-id", headers[b"x-request-id"])]
-        request_id = headers[b"x-request-id"]
-        added = [*HEADERS, (b"content-security-policy", DOCS if _path(scope) == "/docs" else SELF)]
+        scope["headers"], request_id = with_one_id(scope["headers"])
+        headers, path = dict(scope["headers"]), path_of(scope)
+        added = [*HEADERS, (b"content-security-policy", DOCS if path == "/docs" else SELF)]
         if echo_request_id:
             added.append((b"x-request-id", request_id))
 
@@ -152,7 +208,7 @@ def protect(
         async def refuse(status: int, error: str, *extra: tuple[bytes, bytes]) -> None:
             await _answer(send_with_headers, status, error, request_id, extra)
 
-        if _path(scope) not in OPEN_PATHS and scope["method"] != "OPTIONS":
+        if path not in OPEN_PATHS:
             client = ""  # Whose address it is, only the front end knows.
             if guard.keys:
                 client = _key(headers)
@@ -172,15 +228,28 @@ def protect(
         if declared.isdigit() and int(declared[:20]) > guard.max_body_bytes:
             await refuse(413, too_long)
             return
-        seen = 0
+        seen, due = 0, asyncio.get_running_loop().time() + guard.max_body_s
+        complete = False
 
+        # Of all errors, FastAPI lets only HTTPException through.
         async def receive_at_most() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(due):
+                    message = await receive()
+            except TimeoutError:
+                # What is left of the body must not come as the next request.
+                close = {"Connection": "close"}
+                raise HTTPException(
+                    408, f"no whole body in {guard.max_body_s:g} s", close
+                ) from None
+            complete = not message.get("more_body", False)
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > guard.max_body_bytes:
-                    raise HTTPException(413, too_long)  # The one error that FastAPI lets through.
+                    raise HTTPException(413, too_long)
             return message
 
         await app(scope, receive_at_most, send_with_headers)
@@ -188,7 +257,8 @@ def protect(
     return guarded
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
+    """The path within the application, wherever that is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")) or "/"
 
