@@ -76,6 +76,9 @@ def serving(variant: str, bundles: dict[str, str], directory: Path) -> Iterator[
     else:
         command += [f"--port={port}", f"--bundle={bundles['digits']}"]
     env = os.environ | {"RAY_TMPDIR": str(directory)}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As in whatever a shell starts with `&`; the server would inherit it and miss every Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.perf_counter()
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(
@@ -90,7 +93,12 @@ def serving(variant: str, bundles: dict[str, str], directory: Path) -> Iterator[
         stopped = time.perf_counter()
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.wait(90)
+            try:
+                process.wait(90)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+                raise
         server["stop_s"] = time.perf_counter() - stopped
 
 
@@ -238,10 +246,11 @@ def plot(rounds: list[dict[str, Any]], variants: list[str], path: Path) -> None:
                 statistics.median(r[variant][str(c)][key] for r in rounds) for c in CONCURRENCY
             ]
             axis.plot(CONCURRENCY, values, marker="o", label=variant)
-        axis.set(title=title, xlabel="requests at a time", xscale="log", ylim=0)
+        axis.set(title=title, xlabel="requests at a time", xscale="log")
         axis.set_xticks(CONCURRENCY, [str(c) for c in CONCURRENCY])
         axis.minorticks_off()
-    axes[1].set(yscale="log", ylim=(None, None))
+    axes[0].set_ylim(0)
+    axes[1].set_yscale("log")
     axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
