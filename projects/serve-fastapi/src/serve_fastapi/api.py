@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Annotated, Any, Protocol
@@ -80,10 +80,10 @@ def make_api(service: Service, limits: Limits, versions: dict[str, str]) -> Fast
     _add_pages(api)
     _add_keys(api)
 
-    def choose(kind: str) -> Callable[..., Description]:
+    def choose(kind: str) -> Callable[..., Awaitable[Description]]:
         default = next((m for m in service.models.values() if m.kind == kind), None)
 
-        def chosen(
+        async def chosen(  # FastAPI would run it in a thread if it were not `async`.
             x_model: Annotated[str | None, Header(description="Name of a model.")] = None,
         ) -> Description:
             if x_model is None and default is not None:
