@@ -1,7 +1,7 @@
 """What Ray Serve takes from the environment only, and HAProxy from nowhere.
 
 Ray Serve reads these when it is imported, in every process of the cluster, so they must be set
-before Ray starts. What each buys is measured in the README.
+before Ray starts.
 """
 
 import os
