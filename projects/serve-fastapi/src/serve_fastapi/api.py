@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Annotated, Any, Protocol
@@ -180,21 +181,14 @@ def make_api(service: Service, limits: Limits, versions: dict[str, str]) -> Fast
     return api
 
 
-class deadline:  # noqa: N801 - a context manager
+@asynccontextmanager
+async def deadline(seconds: float) -> AsyncIterator[None]:
     """Gives up after some seconds: what was begun is cancelled, and the answer is 504."""
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-        self.timeout = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> None:
-        await self.timeout.__aenter__()
-
-    async def __aexit__(self, *raised: Any) -> None:
-        try:
-            await self.timeout.__aexit__(*raised)
-        except TimeoutError:
-            raise HTTPException(504, f"not done after {self.seconds:g} s") from None
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise HTTPException(504, f"not done after {seconds:g} s") from None
 
 
 def check_image(image: list[list[float]], model: Description) -> None:

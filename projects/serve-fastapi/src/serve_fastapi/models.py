@@ -11,7 +11,8 @@ import math
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -270,23 +271,15 @@ FRAMEWORKS: dict[str, Callable[[Bundle, Path, int], Infer]] = {
 }
 
 
-class _local:  # noqa: N801 - a context manager
+@contextmanager
+def _local(path: str) -> Iterator[Path]:
     """The bundle as a directory on this machine."""
-
-    def __init__(self, path: str):
-        self.path = path
-        self.copy: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Path:
-        if "://" not in self.path:
-            return Path(self.path)
-        self.copy = tempfile.TemporaryDirectory()
-        open_storage(self.path).download(Path(self.copy.name))
-        return Path(self.copy.name)
-
-    def __exit__(self, *_: object) -> None:
-        if self.copy is not None:
-            self.copy.cleanup()
+    if "://" not in path:
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        open_storage(path).download(Path(name))
+        yield Path(name)
 
 
 def _example_trip(model: Description) -> dict[str, Any]:
