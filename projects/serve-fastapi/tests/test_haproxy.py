@@ -17,6 +17,8 @@ WRITTEN = """global
 defaults
     mode http
     timeout client 60s
+    option splice-request
+    option splice-response
 frontend prometheus
     bind :9101
     mode http
@@ -33,6 +35,7 @@ EDITED = (
     WRITTEN.replace("bind :9101", "bind 127.0.0.1:9101")
     .replace("bind *:8404", "bind 127.0.0.1:8404")
     .replace("defaults\n", "defaults\n    timeout http-request 10s\n")
+    .replace("    option splice-request\n    option splice-response\n", "")
 )
 
 
