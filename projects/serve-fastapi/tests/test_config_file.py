@@ -11,7 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 from ray_shared.config import compose
 from ray_shared.testing import free_port, many_nodes, wait_for
 from serve_fastapi.config import Config
-from serve_fastapi.environment import environment
+from serve_fastapi.environment import environment, variables
 
 from .conftest import StartJob
 
@@ -48,7 +48,8 @@ def test_file_says_what_the_configuration_says(start: StartJob):
     assert application.args["scale"]["ingress"]["max"] == 7
     assert application.args["limits"]["deadline_s"] == 3
     assert set(application.args["models"]["bundles"]) == {"digits", "digits-small", "trips"}
-    assert "#   RAY_SERVE_THROUGHPUT_OPTIMIZED=1" in path.read_text()
+    for name, value in variables(compose(Config, "serve_fastapi.conf")).items():
+        assert f"#   {name}={value}\n" in path.read_text()
 
 
 @pytest.mark.fault

@@ -15,7 +15,7 @@ from ray_shared.report import Report, show_artifacts, show_table
 
 from serve_fastapi import app, builtin, load_test, models
 from serve_fastapi.config import PROJECT, Config
-from serve_fastapi.environment import ENTRANCE, QUIET, THROUGHPUT, free_port, uses_haproxy
+from serve_fastapi.environment import free_port, variables
 
 logger = logging.getLogger(__name__)
 LOGS = {"encoding": "JSON", "enable_access_log": False}
@@ -155,11 +155,8 @@ def write_config(config: Config, report: Report) -> None:
             }
         ],
     }
-    variables = THROUGHPUT | QUIET | ENTRANCE
-    if uses_haproxy(config):
-        variables = variables | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
     head = "# Before the cluster starts, in every node's environment:\n"
-    head += "".join(f"#   {name}={value}\n" for name, value in variables.items())
+    head += "".join(f"#   {name}={value}\n" for name, value in variables(config).items())
     path = report.output_dir / "serve_config.yaml"
     path.write_text(head + yaml.safe_dump(content, sort_keys=False))
     report.artifacts["serve_config"] = str(path)

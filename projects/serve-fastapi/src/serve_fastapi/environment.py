@@ -16,21 +16,39 @@ from ray_shared.errors import UserError
 
 from serve_fastapi.config import Config
 
-THROUGHPUT = {
+VARIABLES = {
     # User code and router run in the replica's own loop, and not in threads beside it.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # Lines of a request are written many at a time.
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100",
-}
-QUIET = {
     # Ray Serve's own lines, and what replicas write, stay in Ray's log files.
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_LOG_TO_DRIVER": "0",
-}
-ENTRANCE = {
     # What comes before Ray Serve's own reading of headers; needs this package on every node.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_fastapi.security.entrance",
+    # An ingress replica that stops waits so long for a load balancer to look away; 30 s otherwise.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+    # A dead proxy is replaced after three missed checks; by default that is half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
 }
+HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # To predict twice does no harm: a request whose replica dies goes to another one.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    # Silence of a client that has something to send, or to take; an hour otherwise.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+}
+
+
+def variables(config: Config) -> dict[str, str]:
+    """What every process of the cluster must find in its environment, on whatever machine."""
+    if not uses_haproxy(config):
+        return VARIABLES
+    stop = {"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(int(max(config.serve.drain_s, 1)))}
+    return VARIABLES | HAPROXY | stop
 
 
 def check_port(config: Config) -> None:
@@ -57,17 +75,12 @@ def environment(config: Config) -> Iterator[None]:
     HAProxy's files get a directory of their own, with a short path since there are sockets in it;
     it is removed at the end of the block.
     """
-    wanted = THROUGHPUT | QUIET | ENTRANCE
-    # An ingress replica that stops waits so long for a load balancer to look away; 30 s otherwise.
-    wanted["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"
-    wanted["RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S"] = "1"
-    # A dead proxy is replaced after three missed checks; by default that is half a minute.
-    wanted["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "0.5"
+    wanted = variables(config)
     parent = os.environ.get("RAY_TMPDIR", "/tmp")
     # A socket's path has at most 97 characters in HAProxy, and Ray puts 57 of its own into it.
     with tempfile.TemporaryDirectory(prefix="h-", dir=parent if len(parent) < 23 else None) as name:
         if uses_haproxy(config):
-            wanted |= _haproxy(config, Path(name))
+            wanted = wanted | _haproxy(Path(name))
         added = {k: value for k, value in wanted.items() if k not in os.environ}
         os.environ.update(added)
         try:
@@ -77,26 +90,18 @@ def environment(config: Config) -> Iterator[None]:
                 del os.environ[variable]
 
 
-def _haproxy(config: Config, files: Path) -> dict[str, str]:
-    variables = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+def _haproxy(files: Path) -> dict[str, str]:
+    found = {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{files}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{files}/admin",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{files}/server-state",
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{files}/metrics",
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(int(max(config.serve.drain_s, 1))),
-        # To predict twice does no harm: a request whose replica dies goes to another one.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_RETRIES": "3",
-        # Silence of a client that has something to send, or to take; an hour otherwise.
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_program(files)),
     }
     for name in ("METRICS", "STATS"):  # Ray's own numbers are the same for every cluster.
-        variables[f"RAY_SERVE_HAPROXY_{name}_PORT"] = str(free_port())
-    return variables
+        found[f"RAY_SERVE_HAPROXY_{name}_PORT"] = str(free_port())
+    return found
 
 
 def stay_on_loopback() -> None:
