@@ -25,6 +25,7 @@ from .conftest import StartJob
         (["limits.deadline_s=0"], "limits.deadline_s=0.0: must be > 0"),
         (["log.requests=some"], "log.requests=some: must be one of none, errors, all"),
         (["load.address=there:80"], "load.address=there:80: must be null or http://host:port"),
+        (["serve.host='::1'"], "serve.host='::1': must be an IPv4 address, or a name"),
         (["serve.host=0.0.0.0"], "serve.host=0.0.0.0: others could reach it without a key; set "),
         (["serve.host=203.0.113.1", "security.allow_open=true"], "serve.host=203.0.113.1 "),
         (

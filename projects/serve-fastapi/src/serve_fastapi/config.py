@@ -1,6 +1,7 @@
 """The schema of the configuration: types, units and ranges. The values are in `conf/`."""
 
 import ipaddress
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class ServeConfig:
     """Where and how the application listens."""
 
     host: str
-    """Address to listen on. Anything but the loopback interface needs API keys."""
+    """IPv4 address, or a name, to listen on. Anything but the loopback interface needs API keys."""
     port: int
     """TCP port, 1 to 65535; 0: any that is free."""
     block: bool
@@ -32,9 +33,12 @@ class ServeConfig:
     `limits.deadline_s`, or a longer stream, is cut off then."""
 
     def __post_init__(self) -> None:
-        check(bool(self.host), "serve.host", repr(self.host), "an address to listen on")
+        ok = bool(self.host) and ":" not in self.host
+        check(ok, "serve.host", repr(self.host), "an IPv4 address, or a name")
         check(0 <= self.port <= 65535, "serve.port", self.port, "0 to 65535")
         check(self.front in FRONTS, "serve.front", self.front, _one_of(FRONTS))
+        if self.front == "haproxy" and sys.platform != "linux":
+            raise UserError("serve.front=haproxy: Ray has it for Linux only; choose python")
         check(self.drain_s > 0, "serve.drain_s", self.drain_s, "> 0")
 
     @property
