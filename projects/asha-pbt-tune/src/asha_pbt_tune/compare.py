@@ -18,7 +18,7 @@ from ray_shared.storage import open_storage
 from asha_pbt_tune import plots, results, tune
 from asha_pbt_tune.config import PROJECT, Config
 from asha_pbt_tune.earlier import variant_of
-from asha_pbt_tune.record import Event, Record
+from asha_pbt_tune.record import PRUNED, Event, Record
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,10 @@ def check_failed(config: Config, study: str, found: dict[str, Any]) -> None:
 def curve(config: Config, events: list[Event]) -> dict[str, Any]:
     """The best score so far after each epoch, and the counts."""
     _, seconds, best = plots.best_so_far(config, events)
-    counts = results.summarize(config, events)
+    # Tune draws at random far ahead: where the budget ends, these trials have not begun.
+    ended = [e for e in events if e["event"] == "end"]
+    idle = {e["trial"] for e in ended if e["fate"] == PRUNED and not e["epoch"]}
+    counts = results.summarize(config, [e for e in events if e.get("trial") not in idle])
     names = ("num_trials", "num_pruned", "num_failed", "num_exploits", "epochs_spent")
     return {name: counts[name] for name in names} | {"seconds": seconds, "best": best}
 
