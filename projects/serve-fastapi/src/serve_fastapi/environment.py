@@ -29,6 +29,8 @@ VARIABLES = {
     # An ingress replica that stops waits so long for a load balancer to look away; 30 s otherwise.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+    # Ray Serve kills a proxy that takes longer to start; by default 5 s, too few on a busy laptop.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     # A dead proxy is replaced after three missed checks; by default that is half a minute.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
 }
