@@ -24,6 +24,8 @@ frontend prometheus
     mode http
 frontend http_frontend
     bind *:8000
+backend default_backend
+    http-request return status 404 content-type text/plain
 backend app
     server one 127.0.0.1:30000 check
 listen stats
@@ -36,6 +38,7 @@ EDITED = (
     .replace("bind *:8404", "bind 127.0.0.1:8404")
     .replace("defaults\n", "defaults\n    timeout http-request 10s\n")
     .replace("    option splice-request\n    option splice-response\n", "")
+    .replace("return status 404", "return status 503 hdr Retry-After 1")
 )
 
 
@@ -83,6 +86,8 @@ def test_this_ray_writes_what_is_edited(haproxy: Any):
     ]
     assert binds == ["127.0.0.1:{{", "{{", "{{", "127.0.0.1:{{"]
     assert shown.stdout.count("defaults\n    timeout http-request 10s\n") == 1
+    assert shown.stdout.count("return status 503 hdr Retry-After 1 content-type") == 1
+    assert "splice" not in shown.stdout
 
 
 @linux

