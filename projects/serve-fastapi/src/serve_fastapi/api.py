@@ -7,13 +7,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import asdict, dataclass
 from importlib import resources
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import Depends, FastAPI, File, Header, HTTPException, Request, UploadFile
+from fastapi import FastAPI, File, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -41,6 +40,15 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         504: "Not done before the deadline.",
     }.items()
 }
+X_MODEL = {
+    "name": "X-Model",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "Name of a model.",
+}
+PREDICTS: dict[str, Any] = {"responses": PROBLEMS, "openapi_extra": {"parameters": [X_MODEL]}}
+"""What the routes have in common that ask a model."""
+T = TypeVar("T")
 
 
 class Service(Protocol):
@@ -81,29 +89,22 @@ def make_api(service: Service, limits: Limits, versions: dict[str, str]) -> Fast
     _add_pages(api)
     _add_keys(api)
 
-    def choose(kind: str) -> Callable[..., Awaitable[Description]]:
-        default = next((m for m in service.models.values() if m.kind == kind), None)
+    default = {m.kind: m for m in reversed(service.models.values())}
 
-        async def chosen(  # FastAPI would run it in a thread if it were not `async`.
-            x_model: Annotated[str | None, Header(description="Name of a model.")] = None,
-        ) -> Description:
-            if x_model is None and default is not None:
-                return default
-            known = [m.name for m in service.models.values() if m.kind == kind]
-            if x_model not in known:
-                allowed = f"must be one of {', '.join(known)}" if known else "none is served"
-                raise HTTPException(404, f"no model {x_model!r} of {kind}: {allowed}")
-            return service.models[x_model]
-
-        return chosen
-
-    digits = Annotated[Description, Depends(choose("digits"))]
-    trips = Annotated[Description, Depends(choose("trips"))]
+    # Reads the header by itself: a dependency of FastAPI would cost a tenth of a request.
+    def choose(kind: str, request: Request) -> Description:
+        name = request.headers.get("x-model")
+        if name is None and kind in default:
+            return default[kind]
+        known = [m.name for m in service.models.values() if m.kind == kind]
+        if name not in known:
+            allowed = f"must be one of {', '.join(known)}" if known else "none is served"
+            raise HTTPException(404, f"no model {name!r} of {kind}: {allowed}")
+        return service.models[name]
 
     async def answer(model: Description, row: Any) -> Response:
         started = time.perf_counter()
-        async with deadline(limits.deadline_s):
-            (found,) = await service.predict(model.name, [row])
+        (found,) = await within(limits.deadline_s, service.predict(model.name, [row]))
         latency_ms = round((time.perf_counter() - started) * 1000, 3)
         content = found | {"model": model.name, "latency_ms": latency_ms}
         return Response(json.dumps(content), media_type="application/json")
@@ -140,17 +141,19 @@ def make_api(service: Service, limits: Limits, versions: dict[str, str]) -> Fast
             schemas.Model(default=m.name in first, **_public(m)) for m in service.models.values()
         ]
 
-    @api.post("/v1/digits", response_model=schemas.DigitAnswer, responses=PROBLEMS)
-    async def predict_digit(model: digits, body: schemas.DigitRequest) -> Response:
+    @api.post("/v1/digits", response_model=schemas.DigitAnswer, **PREDICTS)
+    async def predict_digit(request: Request, body: schemas.DigitRequest) -> Response:
         """Which digit an array of gray values shows."""
+        model = choose("digits", request)
         check_image(body.image, model)
         return await answer(model, body.image)
 
-    @api.post("/v1/digits/image", response_model=schemas.DigitAnswer, responses=PROBLEMS)
+    @api.post("/v1/digits/image", response_model=schemas.DigitAnswer, **PREDICTS)
     async def predict_picture(
-        model: digits, file: Annotated[UploadFile, File(description="A PNG or JPEG.")]
+        request: Request, file: Annotated[UploadFile, File(description="A PNG or JPEG.")]
     ) -> Response:
         """Which digit a picture shows."""
+        model = choose("digits", request)
         content = await file.read()
         try:
             decoded = await asyncio.to_thread(images.decode, content, model.shape, model.maximum)
@@ -158,22 +161,25 @@ def make_api(service: Service, limits: Limits, versions: dict[str, str]) -> Fast
             raise HTTPException(422, str(error)) from None
         return await answer(model, decoded.tolist())
 
-    @api.post("/v1/trips", response_model=schemas.TripAnswer, responses=PROBLEMS)
-    async def predict_trip(model: trips, body: schemas.TripRequest) -> Response:
+    @api.post("/v1/trips", response_model=schemas.TripAnswer, **PREDICTS)
+    async def predict_trip(request: Request, body: schemas.TripRequest) -> Response:
         """How many minutes a taxi trip will take."""
+        model = choose("trips", request)
         check_trip(body, model)
         return await answer(model, body.model_dump())
 
-    @api.post("/v1/digits/batch", response_class=StreamingResponse, responses=PROBLEMS)
-    async def predict_digits(model: digits, body: schemas.DigitsBatch) -> Response:
+    @api.post("/v1/digits/batch", response_class=StreamingResponse, **PREDICTS)
+    async def predict_digits(request: Request, body: schemas.DigitsBatch) -> Response:
         """Many digits: a stream of server-sent events with progress and answers."""
+        model = choose("digits", request)
         for image in body.images:
             check_image(image, model)
         return stream(model, body.images)
 
-    @api.post("/v1/trips/batch", response_class=StreamingResponse, responses=PROBLEMS)
-    async def predict_trips(model: trips, body: schemas.TripsBatch) -> Response:
+    @api.post("/v1/trips/batch", response_class=StreamingResponse, **PREDICTS)
+    async def predict_trips(request: Request, body: schemas.TripsBatch) -> Response:
         """Many trips: a stream of server-sent events with progress and answers."""
+        model = choose("trips", request)
         for trip in body.trips:
             check_trip(trip, model)
         return stream(model, [trip.model_dump() for trip in body.trips])
@@ -181,12 +187,11 @@ def make_api(service: Service, limits: Limits, versions: dict[str, str]) -> Fast
     return api
 
 
-@asynccontextmanager
-async def deadline(seconds: float) -> AsyncIterator[None]:
-    """Gives up after some seconds: what was begun is cancelled, and the answer is 504."""
+async def within(seconds: float, answer: Awaitable[T]) -> T:
+    """The answer; gives up after some seconds: what was begun is cancelled, and it is 504."""
     try:
         async with asyncio.timeout(seconds):
-            yield
+            return await answer
     except TimeoutError:
         raise HTTPException(504, f"not done after {seconds:g} s") from None
 
@@ -216,8 +221,7 @@ async def _events(
     for start in range(0, len(rows), ROWS_PER_EVENT):
         part = rows[start : start + ROWS_PER_EVENT]
         try:
-            async with deadline(deadline_s):
-                found = await service.predict(model.name, part)
+            found = await within(deadline_s, service.predict(model.name, part))
         except Exception as error:
             reason = "too busy" if isinstance(error, BusyError) else "an internal error"
             if isinstance(error, HTTPException):

