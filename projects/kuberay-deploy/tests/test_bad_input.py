@@ -1,0 +1,98 @@
+"""What a user can get wrong: one sentence, exit code 2, and nothing left behind."""
+
+from pathlib import Path
+
+import pytest
+from ray_shared.testing import free_port
+
+from .conftest import StartJob
+
+RAY = ["target=ray", "workload=tf-train", "profile=dev"]
+EXISTING = ["cluster=existing", "cluster.address=http://127.0.0.1:8265"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["profile=spto"],
+            "profile=spto: must be one of dev, gpu, spot, prod, all; did you mean spot",
+        ),
+        (
+            ["workload=torch-dpp-train"],
+            "workload=torch-dpp-train: must be one of torch-ddp-train, core-parameter-server, ",
+        ),
+        (["kind=deployment"], "kind=deployment: must be one of auto, cluster, job, service, cron"),
+        (
+            ["kind=service", "workload=tf-train"],
+            "kind=service: must be one of auto, cluster, job, cron for tf-train",
+        ),
+        (["platform=azure"], "platform=azure: must be one of aws, bare, gcp"),
+        (
+            ["profile=gpu", "platform.gpu.exists=false"],
+            "profile=gpu: platform=bare has no gpu pool: must be another profile, or platform.gpu",
+        ),
+        (
+            ["profile=gpu", "workload=serve-fastapi"],
+            "profile=gpu: serve-fastapi does not use GPUs: must be one of dev, spot, prod, all",
+        ),
+        (["storage.path=./runs"], "storage.path=./runs: must be in /mnt/runs, or start with s3://"),
+        (["storage.path=/mnt/runs/../x"], "storage.path=/mnt/runs/../x: must be in /mnt/runs"),
+        (["storage.path=ftp://host/x"], "storage.path=ftp://host/x: must be in /mnt/runs"),
+        (["image.tag=latest"], "image.tag=latest: must be a tag with Ray's version in it"),
+        (["image.tag=2.51.0"], "image.tag=2.51.0: must be of Ray 2.52.0 or newer"),
+        (
+            ["profiles.spot.retires=1"],
+            "unknown key 'profiles.spot.retires': did you mean 'profiles.spot.retries'?",
+        ),
+        (
+            ["workloads.tf_train.prod.max_workers=1"],
+            "workloads.tf_train.prod.max_workers=1: must be >= workloads.tf_train.prod.workers=4",
+        ),
+        (
+            ["workloads.tf_train.worker.memory=8GB"],
+            "workloads.tf_train.worker.memory=8GB: must be a number of Mi, Gi or Ti",
+        ),
+        (["action=validate"], "manifest=null: must be the file to validate"),
+        (["action=validate", "manifest=no.yaml"], "no.yaml: No such file or directory"),
+        (["manifest=x.yaml"], "manifest=x.yaml: only with action=validate or submit"),
+        (["crds.path=nowhere"], "crds.path=nowhere: no such directory"),
+        (["crds=download", "crds.path=x"], "crds.path=x: only with crds=directory"),
+        (["action=submit"], "workload=all: must be one workload with action=submit"),
+        (["action=status"], "job.id=null: must be given with action=status"),
+        (["action=submit", *RAY], "cluster.address=null: must be the dashboard's, as in cluster="),
+        (["action=submit", *RAY, *EXISTING], "tf_train: no such package in this environment"),
+        (["action=logs", "job.id=RayJob/x", *EXISTING], "cluster=existing: only with target=ray"),
+        (
+            ["workload=serve-fastapi", "profile=dev", 'overrides=["batch.max_row=1"]'],
+            "overrides: batch.max_row=1: serve-fastapi has no key batch.max_row: did you mean "
+            "batch.max_rows?",
+        ),
+        (
+            ["workload=serve-fastapi", "profile=dev", 'overrides=["batch.max_rows=many"]'],
+            "overrides: batch.max_rows=many: must be an integer",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_is_one_sentence(start: StartJob, overrides: list[str], sentence: str):
+    # Without the definitions a warning would come first.
+    with start(*overrides, env={"KUBERAY_CRDS": ""}) as job:
+        assert job.refusal().startswith(sentence)
+
+
+def test_address_without_a_dashboard_is_refused(start: StartJob):
+    address = f"http://127.0.0.1:{free_port()}"
+    args = ["target=ray", "cluster=existing", f"cluster.address={address}", "job.id=x"]
+    with start("action=status", *args) as job:
+        assert job.wait(60) == 2, job.output()
+    assert f"error: cluster.address={address}: no dashboard answers there" in job.output()
+    assert "Traceback" not in job.output()
+
+
+def test_wrong_manifest_is_caught_before_any_file_is_written(start: StartJob, tmp_path: Path):
+    overrides = ["workload=tf-train", "profile=dev", "output=made", "job.schedule=0 3 * * 9"]
+    with start("kind=cron", *overrides, env={"KUBERAY_CRDS": ""}) as job:
+        assert job.wait(60) == 2, job.output()
+    assert "spec.schedule: found 0 3 * * 9" in job.output()
+    assert not (tmp_path / "made").exists()

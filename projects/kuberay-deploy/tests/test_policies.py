@@ -1,0 +1,80 @@
+"""What stands around the pods: policies and budgets that select the right ones."""
+
+import pytest
+from kuberay_deploy import render
+from kuberay_deploy.pods import Plan
+
+from .rendered import PLANS, Document, planned
+
+
+def of_kind(plan: Plan, kind: str) -> list[Document]:
+    return [document for document in render.render(plan) if document["kind"] == kind]
+
+
+def ports(rule: Document) -> set[int]:
+    return {port["port"] for port in rule["ports"]}
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+def test_everything_selects_the_pods_of_its_own_manifest(plan: Plan):
+    for kind in ("NetworkPolicy", "PodDisruptionBudget"):
+        for document in of_kind(plan, kind):
+            spec = document["spec"]
+            selector = spec.get("podSelector", spec.get("selector"))["matchLabels"]
+            assert selector["app.kubernetes.io/instance"] == plan.name
+            assert set(selector) - set(plan.labels) <= {"ray.io/node-type"}
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.name)
+def test_budgets_are_whole_numbers_that_let_a_node_of_workers_go(plan: Plan):
+    budgets = {d["metadata"]["name"]: d["spec"] for d in of_kind(plan, "PodDisruptionBudget")}
+    for spec in budgets.values():
+        assert type(spec["minAvailable"]) is int
+        assert "maxUnavailable" not in spec
+    if plan.variant.workers > 1:
+        assert budgets[f"{plan.name}-worker"]["minAvailable"] == plan.variant.workers - 1
+    # The head of a service may go: otherwise no node under one could ever be drained.
+    assert (f"{plan.name}-head" in budgets) == (plan.kind == "job")
+
+
+def test_all_pods_find_names_and_only_the_head_reaches_the_api_server():
+    plan = planned("torch-ddp-train", "dev")
+    everyone, head = of_kind(plan, "NetworkPolicy")
+    for policy in (everyone, head):
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    own, dns = everyone["spec"]["egress"]
+    assert own["to"] == [{"podSelector": {"matchLabels": plan.labels}}]
+    assert ports(dns) == {53}
+    assert head["spec"]["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+    (api,) = head["spec"]["egress"]
+    assert ports(api) == {443, 6443}
+
+
+def test_address_of_the_api_server_narrows_the_policy():
+    plan = planned("torch-ddp-train", "dev", "platform.api_server_cidr=10.0.0.1/32")
+    (api,) = of_kind(plan, "NetworkPolicy")[1]["spec"]["egress"]
+    assert api["to"] == [{"ipBlock": {"cidr": "10.0.0.1/32"}}]
+
+
+def test_object_store_is_reached_without_a_volume():
+    plan = planned("torch-ddp-train", "dev", "storage.path=s3://bucket/runs")
+    everyone = of_kind(plan, "NetworkPolicy")[0]
+    assert {443} in [ports(rule) for rule in everyone["spec"]["egress"] if "ports" in rule]
+    text = render.manifest(plan, "x")
+    assert "persistentVolumeClaim" not in text
+    assert "storage.path=s3://bucket/runs" in text
+
+
+def test_redis_is_reached_by_the_head_of_a_service_alone():
+    overrides = ["kubernetes.redis_address=cache.example.com:6380"]
+    everyone, head = of_kind(planned("serve-fastapi", "prod", *overrides), "NetworkPolicy")
+    assert {6380} in [ports(rule) for rule in head["spec"]["egress"]]
+    assert {6380} not in [ports(r) for r in everyone["spec"]["egress"] if "ports" in r]
+    assert "6380" not in render.manifest(planned("torch-ddp-train", "prod", *overrides), "x")
+
+
+def test_clients_reach_a_service_and_no_job():
+    for workload, expected in (("serve-fastapi", True), ("torch-ddp-train", False)):
+        rules = of_kind(planned(workload, "dev"), "NetworkPolicy")[0]["spec"]["ingress"]
+        open_to_all = [r for r in rules if r["from"] == [{"namespaceSelector": {}}]]
+        assert [ports(rule) for rule in open_to_all] == ([{8000}] if expected else [])

@@ -1,0 +1,221 @@
+"""What is rendered: whole, the same every time, right by default."""
+
+import pytest
+import ray
+import yaml
+from kuberay_deploy import actions, render, validate
+from kuberay_deploy.config import WORKLOADS, Config
+from kuberay_deploy.crds import Crds
+from kuberay_deploy.pods import Plan
+from ray_shared.config import compose
+
+from .conftest import PROJECT
+from .rendered import (
+    PLANS,
+    Document,
+    cluster_of,
+    configured,
+    groups,
+    planned,
+    pod_specs,
+    ray_resource,
+)
+
+
+@pytest.fixture(params=PLANS, ids=lambda plan: plan.name)
+def plan(request: pytest.FixtureRequest) -> Plan:
+    found: Plan = request.param
+    return found
+
+
+def test_every_workload_has_every_profile_but_gpu_where_it_uses_none():
+    names = {plan.name for plan in PLANS}
+    expected = {f"{w}-{p}" for w in WORKLOADS for p in ("dev", "spot", "prod")}
+    assert names - expected == {"torch-ddp-train-gpu", "tf-train-gpu", "asha-pbt-tune-gpu"}
+    assert expected <= names
+
+
+def test_workloads_that_cannot_be_of_a_kind_are_left_out():
+    kinds = {
+        kind: configured(f"kind={kind}", "profile=dev").plans() for kind in ("cron", "service")
+    }
+    assert kinds["service"] == [("serve-fastapi", "dev")]
+    assert kinds["cron"] == [(w, "dev") for w in WORKLOADS if w != "serve-fastapi"]
+
+
+def test_kept_file_is_what_would_be_written_now(plan: Plan):
+    kept = PROJECT / "manifests" / f"{plan.name}.yaml"
+    command = actions.command(plan, [])
+    assert kept.read_text() == render.manifest(plan, command), f"stale; run in {PROJECT}: {command}"
+
+
+def test_nothing_else_is_kept():
+    kept = {path.stem for path in (PROJECT / "manifests").iterdir()}
+    assert kept == {plan.name for plan in PLANS}
+
+
+def test_rendering_again_gives_the_same_bytes():
+    config = compose(Config, "kuberay_deploy.conf", ["profile=all"])
+    again = [render.make_plan(config, *pair) for pair in config.plans()]
+    assert [render.manifest(p, "x") for p in again] == [render.manifest(p, "x") for p in PLANS]
+
+
+def test_text_reads_back_as_the_documents(plan: Plan):
+    assert list(yaml.safe_load_all(render.manifest(plan, "x"))) == render.render(plan)
+
+
+def refused(config: Config, definitions: Crds) -> list[str]:
+    """What validation finds in everything that this configuration renders."""
+    documents = []
+    for pair in config.plans():
+        documents += render.render(render.make_plan(config, *pair))
+    assert documents
+    return [str(finding) for finding in validate.check(documents, definitions)]
+
+
+@pytest.mark.parametrize("platform", ["bare", "aws", "gcp"])
+def test_every_manifest_passes_validation_on_every_platform(definitions: Crds, platform: str):
+    assert refused(configured(f"platform={platform}"), definitions) == []
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/runs", "abfs://runs@account/x", "/mnt/runs/team"])
+def test_manifests_pass_validation_with_other_storage(definitions: Crds, path: str):
+    overrides = [f"storage.path={path}", "profile=spot", "image.pull_secret=registry"]
+    overrides += ["kubernetes.head_service_account=a", "kubernetes.worker_service_account=b"]
+    assert refused(configured(*overrides), definitions) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "workload"),
+    [
+        ("cluster", "torch-ddp-train"),
+        ("cluster", "serve-fastapi"),
+        ("cron", "data-preprocessing"),
+        ("cron", "core-parameter-server"),
+    ],
+)
+def test_other_kinds_pass_validation(definitions: Crds, kind: str, workload: str):
+    assert refused(configured(f"kind={kind}", f"workload={workload}"), definitions) == []
+
+
+def test_image_and_ray_version_are_those_of_the_installed_ray(plan: Plan):
+    cluster = cluster_of(ray_resource(plan))
+    assert cluster["rayVersion"] == ray.__version__
+    for spec in pod_specs(ray_resource(plan)):
+        assert ray.__version__ in spec["containers"][0]["image"]
+
+
+def test_version_follows_the_tag():
+    resource = ray_resource(planned("tf-train", "gpu", "image.tag=2.61.0-7"))
+    assert cluster_of(resource)["rayVersion"] == "2.61.0"
+    images = {spec["containers"][0]["image"] for spec in pod_specs(resource)}
+    assert images == {"ray-ref/tf-train:2.61.0-7-gpu"}
+
+
+def test_head_runs_no_tasks_and_stays_off_spot_nodes(plan: Plan):
+    head = cluster_of(ray_resource(plan))["headGroupSpec"]
+    assert head["rayStartParams"] == {"num-cpus": "0"}
+    affinity = head["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [{"key": "ray-ref/spot", "operator": "DoesNotExist"}]
+
+
+def test_every_pod_meets_the_restricted_standard_and_gets_no_token(plan: Plan):
+    specs = pod_specs(ray_resource(plan))
+    assert len(specs) >= 2
+    for spec in specs:
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["restartPolicy"] == "Never"
+        for container in spec["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+            assert requests == limits
+
+
+def test_only_the_autoscalers_container_gets_the_api_token(plan: Plan):
+    cluster = cluster_of(ray_resource(plan))
+    (mount,) = cluster["autoscalerOptions"]["volumeMounts"]
+    for spec in pod_specs(ray_resource(plan)):
+        for container in spec["containers"]:
+            assert mount not in container.get("volumeMounts", [])
+    volumes = cluster["headGroupSpec"]["template"]["spec"]["volumes"]
+    assert [v for v in volumes if v["name"] == mount["name"] and "projected" in v]
+
+
+def test_autoscaler_and_authentication_are_said(plan: Plan):
+    cluster = cluster_of(ray_resource(plan))
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+    assert cluster["authOptions"] == {"mode": "token"}
+
+
+def test_pods_have_longer_than_ray_needs_to_drain(plan: Plan):
+    for group in (cluster_of(ray_resource(plan))["headGroupSpec"], *groups(plan)):
+        assert group["template"]["spec"]["terminationGracePeriodSeconds"] > 30
+
+
+def test_spot_has_a_fallback_of_lower_priority_on_other_nodes():
+    spot, fallback = groups(planned("torch-ddp-train", "spot", "platform=aws"))
+    assert spot["priority"] > fallback["priority"]
+    assert (spot["minReplicas"], fallback["minReplicas"], fallback["replicas"]) == (0, 0, 0)
+    wanted = [node_labels(group)["karpenter.sh/capacity-type"] for group in (spot, fallback)]
+    assert wanted == [["spot"], ["on-demand"]]
+    assert spot["template"]["spec"]["tolerations"]
+    assert "tolerations" not in fallback["template"]["spec"]
+
+
+def node_labels(group: Document) -> dict[str, list[str]]:
+    affinity = group["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return {e["key"]: e.get("values", []) for e in term["matchExpressions"]}
+
+
+def test_gpus_are_asked_for_on_nodes_that_have_them():
+    plan = planned("torch-ddp-train", "gpu", "platform=gcp")
+    (group,) = groups(plan)
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert node_labels(group)["cloud.google.com/gke-accelerator"] == ["nvidia-l4"]
+    assert group["template"]["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    ]
+    head = cluster_of(ray_resource(plan))["headGroupSpec"]["template"]["spec"]
+    assert "nvidia.com/gpu" not in head["containers"][0]["resources"]["limits"]
+    assert "experiment=gpu" in ray_resource(plan)["spec"]["entrypoint"]
+
+
+def test_time_to_live_or_rules_but_never_both(plan: Plan):
+    spec = ray_resource(plan)["spec"]
+    if ray_resource(plan)["kind"] == "RayJob":
+        rules = "deletionStrategy" in spec
+        assert rules == (plan.chosen.keep_failed_s > 0)
+        assert rules != ("shutdownAfterJobFinishes" in spec)
+        assert rules != ("ttlSecondsAfterFinished" in spec)
+
+
+def test_service_knows_its_health_keeps_its_state_and_moves_step_by_step():
+    resource = ray_resource(planned("serve-fastapi", "prod", "platform=aws"))
+    spec = resource["spec"]
+    options = spec["upgradeStrategy"]["clusterUpgradeOptions"]
+    assert options["stepSizePercent"] <= options["maxSurgePercent"]
+    assert spec["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379"
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": 8000}
+    grace = group["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > 30 + int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    env = {e["name"]: e.get("value") for e in container["env"]}
+    assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert int(env["RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S"]) >= 30
+    assert "SERVE_FASTAPI_KEYS" in env
+    config = yaml.safe_load(spec["serveConfigV2"])
+    assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}
+    assert config["applications"][0]["args"]["scale"]["ingress"]["max"] == 8
+
+
+def test_without_a_gateway_an_update_moves_at_once():
+    spec = ray_resource(planned("serve-fastapi", "prod", "platform=bare"))["spec"]
+    assert spec["upgradeStrategy"] == {"type": "NewCluster"}
