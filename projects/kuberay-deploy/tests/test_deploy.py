@@ -81,6 +81,7 @@ def test_address_that_is_asked_for_wins_over_the_environment(
 # --- Jobs ---
 
 
+@pytest.mark.fault  # The fast tier has its like in test_submit.py.
 def test_training_runs_on_the_cluster_and_gives_its_result(
     cluster: Dashboard, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_training_runs_on_the_cluster_and_gives_its_result(
     assert (tmp_path / "mine").is_dir()
 
 
+@pytest.mark.fault
 def test_refused_override_is_the_users_mistake(cluster: Dashboard) -> None:
     packages = [
         dashboard.locate("torch_ddp_train", source("torch-ddp-train")),
@@ -190,6 +192,7 @@ def test_unknown_job_is_named(cluster: Dashboard, verb: str) -> None:
 # --- Applications ---
 
 
+@pytest.mark.fault  # The fast tier has its like in test_submit.py.
 def test_application_is_served_and_answers(cluster: Dashboard, tmp_path: Path) -> None:
     port = free_port()
     overrides = ["scale.fused=true", "scale.ingress.max=1", f"serve.port={port}"]
@@ -214,6 +217,7 @@ def app(name: str, word: str, **more: Any) -> dict[str, Any]:
     return described | {"args": {"word": word}} | more
 
 
+@pytest.mark.fault
 def test_each_application_comes_and_goes_without_the_others(
     cluster: Dashboard, tmp_path: Path
 ) -> None:
@@ -246,6 +250,7 @@ def test_each_application_comes_and_goes_without_the_others(
     deploy.undeploy(cluster, "two", LONG_S)
 
 
+@pytest.mark.fault
 def test_application_without_room_is_reported_in_time(cluster: Dashboard, tmp_path: Path) -> None:
     needs = {"deployments": [{"name": "Hello", "ray_actor_options": {"num_cpus": 64}}]}
     config = {
