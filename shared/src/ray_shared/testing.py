@@ -273,7 +273,13 @@ def drain_node(cluster: "Cluster", node_id: str, deadline_s: int) -> None:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on the loopback interface that nobody listens on.
+
+    Not one that the system gives to whoever asks for any, as Ray's processes do while they start:
+    such a port may be taken until it is used.
+    """
+    while True:
+        port = 20000 + secrets.randbelow(10000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

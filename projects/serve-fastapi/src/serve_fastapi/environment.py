@@ -5,11 +5,12 @@ before Ray starts.
 """
 
 import os
+import secrets
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ray_shared.errors import UserError
@@ -169,7 +170,13 @@ def _haproxy_program(files: Path) -> Path:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on the loopback interface that nobody listens on.
+
+    Not one that the system gives to whoever asks for any, as Ray's processes do while they start:
+    such a port may be taken until it is used.
+    """
+    while True:
+        port = 20000 + secrets.randbelow(10000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
