@@ -8,6 +8,7 @@ missed target is shown as it is.
 
     nox -s bench -- serve-fastapi
     nox -s bench -- serve-fastapi --variant project --variant uvicorn --rounds 1
+    nox -s bench -- serve-fastapi --settings
 """
 
 import argparse
@@ -53,6 +54,21 @@ VARIANTS = {
     "uvicorn, batched": [str(HERE / "plain.py"), "--batch"],
     "Serve's defaults": [str(HERE / "obvious_serve.py")],
 }
+# One setting back at Ray Serve's default, or the other way round: what it buys.
+FUSED = VARIANTS["project, fused"]
+SETTINGS = {
+    "project, fused": FUSED,
+    "without HAProxy": [*FUSED, "serve.front=python"],
+    "HAProxy counts, too": ["RAY_SERVE_HAPROXY_METRICS_ENABLED=1", *FUSED],
+    "threads of Serve's own": ["RAY_SERVE_THROUGHPUT_OPTIMIZED=0", *FUSED],
+    "a row at a time": [*FUSED, "batch.max_rows=1"],
+    "a line of the log each": [
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE=1",
+        *FUSED,
+        "log.requests=all",
+    ],
+    "stages apart": VARIANTS["project"],
+}
 TARGETS = [
     ("rps", "64", "project", "uvicorn", ">=", 1.5),
     ("p99_ms", "64", "project", "uvicorn", "<=", 1.0),
@@ -69,13 +85,15 @@ BOUNDS = [("start_s", 10.0), ("stop_s", 5.0)]
 def serving(variant: str, bundles: dict[str, str], directory: Path) -> Iterator[dict[str, Any]]:
     """Starts a variant; its port, its process and the seconds to its first answer."""
     port = free_port()
-    command = [sys.executable, *VARIANTS[variant]]
-    if variant.startswith("project"):
+    given = (VARIANTS | SETTINGS)[variant]
+    variables = dict(item.split("=") for item in given if item.startswith("RAY_"))
+    command = [sys.executable, *(item for item in given if not item.startswith("RAY_"))]
+    if "serve_fastapi" in given:
         command += [f"serve.port={port}", f"hydra.run.dir={directory}/run"]
         command += [f"+models.bundles.{name}={path}" for name, path in bundles.items()]
     else:
         command += [f"--port={port}", f"--bundle={bundles['digits']}"]
-    env = os.environ | {"RAY_TMPDIR": str(directory)}
+    env = os.environ | variables | {"RAY_TMPDIR": str(directory)}
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # As in whatever a shell starts with `&`; the server would inherit it and miss every Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -261,9 +279,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--variant", action="append", choices=list(VARIANTS))
+    parser.add_argument("--settings", action="store_true", help="what each setting buys, instead")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    variants = args.variant or list(VARIANTS)
+    variants = list(SETTINGS) if args.settings else args.variant or list(VARIANTS)
     with tempfile.TemporaryDirectory(prefix="b-") as name:
         bundles = builtin.ensure(Path(name))
         rounds = [run_round(n, variants, args.seconds, bundles) for n in range(args.rounds)]
@@ -271,7 +290,7 @@ def main() -> None:
     result = {"machine": machine | {"versions": versions(PROJECT)}}
     result |= {"targets": show(rounds, variants), "rounds": rounds}
     (HERE / "results").mkdir(exist_ok=True)
-    out = HERE / "results" / "compare.json"
+    out = HERE / "results" / ("settings.json" if args.settings else "compare.json")
     out.write_text(json.dumps(result, indent=2) + "\n")
     plot(rounds, variants, out.with_suffix(".png"))
     print(f"everything measured: {out}, {out.with_suffix('.png')}")
