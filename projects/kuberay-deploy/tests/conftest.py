@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 from kuberay_deploy import crds
+from ray_shared.cluster import ensure_token
 from ray_shared.testing import Job, ray_tmpdir, start_job
 
 from .checked import crds_directory
 
 __all__ = ["ray_tmpdir"]
+
+# Ray reads the token once in a process: all clusters of these tests have the same.
+ensure_token()
 
 StartJob = Callable[..., AbstractContextManager[Job]]
 PROJECT = Path(__file__).parents[1]

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def hello(directory: Path) -> Path:
 def running(num_cpus: int) -> Iterator[str]:
     """The address of the dashboard of a cluster that lives as long as the block.
 
-    Its token is in this process's environment.
+    Its token is in this process's environment: see conftest.py.
     """
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
@@ -63,7 +62,6 @@ def running(num_cpus: int) -> Iterator[str]:
         programs = Path(sys.executable).parent
         patch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32))
         cluster = Cluster()
         try:
             # Another Ray on this machine may have the usual ports.

@@ -10,7 +10,7 @@ def preflight(cfg: Config) -> None:
     """Everything that can be wrong without a cluster: what is rendered, and what is in files."""
     from kuberay_deploy import actions  # Here: a wrong key should not cost these imports.
 
-    if cfg.action in ("render", "validate", "submit"):
+    if cfg.action in ("render", "validate", "rehearse", "submit"):
         actions.prepare(cfg)
 
 
@@ -23,6 +23,8 @@ def main(cfg: Config, report: Report) -> None:
         actions.render(cfg, report)
     elif cfg.action == "validate":
         actions.validate(cfg, report)
+    elif cfg.action == "rehearse":
+        actions.rehearse(cfg, report)
     elif cfg.target == "ray":
         actions.on_ray(cfg, report)
     else:

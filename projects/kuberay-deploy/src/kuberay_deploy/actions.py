@@ -11,6 +11,7 @@ from ray_shared.errors import UserError
 from ray_shared.report import Report, show_artifacts, show_table
 
 from kuberay_deploy import crds, manifests, pods, serve_config
+from kuberay_deploy import rehearse as rehearsing
 from kuberay_deploy import render as rendering
 from kuberay_deploy.config import PROJECT, WORKLOADS, Config
 from kuberay_deploy.validate import check
@@ -30,6 +31,8 @@ def prepare(config: Config) -> None:
     if config.target == "ray" and config.action == "submit":
         _overrides(config)
         list(_packages(config))
+    elif config.action == "rehearse":
+        rehearsing.prepare(config)
     else:
         _refuse(config)
 
@@ -65,6 +68,11 @@ def validate(config: Config, report: Report) -> None:
     }
     rows = {"manifest": config.manifest, "documents": len(documents)}
     _show(report, rows | {"checked against": _checked_against(config)})
+
+
+def rehearse(config: Config, report: Report) -> None:
+    """`action=rehearse`: runs a manifest on this machine, and lets things go wrong in it."""
+    _show(report, rehearsing.rehearse(config, report))
 
 
 def on_ray(config: Config, report: Report) -> None:

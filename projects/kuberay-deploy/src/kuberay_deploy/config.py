@@ -17,9 +17,10 @@ from kuberay_deploy.catalog import (
     WorkloadConfig,
     WorkloadsConfig,
 )
+from kuberay_deploy.rehearse import RehearseConfig, check_config
 
 PROJECT = "kuberay-deploy"
-ACTIONS = ("render", "validate", "submit", "status", "logs", "wait", "stop")
+ACTIONS = ("render", "validate", "rehearse", "submit", "status", "logs", "wait", "stop")
 KINDS = ("auto", "cluster", "job", "service", "cron")
 TARGETS = ("ray", "kubernetes")
 WORKLOADS = (
@@ -150,8 +151,8 @@ class Config:
     """The whole configuration of `kuberay-deploy`."""
 
     action: str
-    """`render`, `validate`, `submit`, or, for what was submitted: `status`, `logs`, `wait`,
-    `stop`."""
+    """`render`, `validate`, `rehearse` (on this machine), `submit`, or, for what was submitted:
+    `status`, `logs`, `wait`, `stop`."""
     workload: str
     """One of the projects, or `all`."""
     profile: str
@@ -163,12 +164,12 @@ class Config:
     output: str | None
     """Directory for the rendered files; null: Hydra's run directory."""
     manifest: str | None
-    """A YAML file, anybody's: what to validate, or to submit to Kubernetes."""
+    """A YAML file, anybody's: what to validate, rehearse or submit to Kubernetes."""
     target: str
     """Where to submit: `ray`, a running cluster; `kubernetes`."""
     source: str | None
-    """target=ray: directory with the workload's import package, which is shipped to the cluster;
-    null: the one that is installed."""
+    """target=ray, rehearse: directory with the workload's import package, which is shipped to the
+    cluster; null: the one that is installed."""
     wait: bool
     """submit: whether to stay until the job has ended, and to end as it did."""
     namespace: str
@@ -182,6 +183,7 @@ class Config:
     cluster: ClusterConfig
     kubernetes: KubernetesConfig
     job: JobConfig
+    rehearse: RehearseConfig
 
     def __post_init__(self) -> None:
         check(self.action in ACTIONS, "action", self.action, one_of(ACTIONS))
@@ -193,13 +195,16 @@ class Config:
             self._check_pools(profile)
         if self.workload != "all":
             self._check_variants(self.workload)
-        if self.manifest is not None and self.action not in ("validate", "submit"):
-            raise UserError(f"manifest={self.manifest}: only with action=validate or submit")
+        if self.manifest is not None and self.action not in ("validate", "rehearse", "submit"):
+            allowed = "only with action=validate, rehearse or submit"
+            raise UserError(f"manifest={self.manifest}: {allowed}")
         if self.action == "validate":
             check(self.manifest is not None, "manifest", self.manifest, "the file to validate")
         if self.action == "render" or (self.target, self.manifest) == ("kubernetes", None):
             self._check_storage()
-        if self.action not in ("render", "validate"):
+        if self.action == "rehearse":
+            check_config(self)
+        elif self.action not in ("render", "validate"):
             self._check_target()
 
     def plans(self) -> list[tuple[str, str]]:
