@@ -1,12 +1,13 @@
 """Fixtures of all tests of this project."""
 
+import os
+import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from kuberay_deploy import crds
-from ray_shared.cluster import ensure_token
 from ray_shared.testing import Job, ray_tmpdir, start_job
 
 from .checked import crds_directory
@@ -14,7 +15,7 @@ from .checked import crds_directory
 __all__ = ["ray_tmpdir"]
 
 # Ray reads the token once in a process: all clusters of these tests have the same.
-ensure_token()
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 StartJob = Callable[..., AbstractContextManager[Job]]
 PROJECT = Path(__file__).parents[1]
