@@ -29,7 +29,9 @@ CHECKS = [
 
 
 @pytest.mark.parametrize(
-    "num_requests", [500, pytest.param(10_000, marks=pytest.mark.fault)], ids=lambda n: str(n)
+    "num_requests",
+    [500, pytest.param(10_000, marks=[pytest.mark.fault, pytest.mark.timeout(1800)])],
+    ids=lambda n: str(n),
 )
 def test_no_request_is_an_error_of_the_server(served: Server, num_requests: int):
     schema = schemathesis.openapi.from_url(f"{served.address}/openapi.json")
