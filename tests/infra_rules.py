@@ -1,6 +1,7 @@
 """What is right by default for Ray on Kubernetes, as a function from manifests to what is not."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,11 +47,12 @@ def problems(documents: list[Document]) -> Iterator[str]:
             yield f"{name}: autoscaler"
         if head["rayStartParams"]["num-cpus"] != "0":
             yield f"{name}: tasks on the head"
-        if "NotIn" not in json.dumps(head["template"]["spec"].get("affinity")):
+        nodes = json.dumps(head["template"]["spec"].get("affinity"))
+        if not any(stays in nodes for stays in ("NotIn", "DoesNotExist", "on-demand")):
             yield f"{name}: head on a spot node"
         if document["kind"] == "RayJob":
             deadlines = spec["activeDeadlineSeconds"] > 0 and spec["preRunningDeadlineSeconds"] > 0
-            resumes = spec["backoffLimit"] > 0 and "run.name=" in spec["entrypoint"]
+            resumes = spec["backoffLimit"] >= 0 and "run.name=" in spec["entrypoint"]
             if not (deadlines and resumes and "storage.path=/mnt/runs" in spec["entrypoint"]):
                 yield f"{name}: what another try starts from"
             if ("deletionStrategy" in spec) == spec["shutdownAfterJobFinishes"]:
@@ -103,3 +105,130 @@ def pod_problems(group: str, template: Document) -> Iterator[str]:
         yield "spread"
     if "/mnt/runs" not in [mount["mountPath"] for mount in container["volumeMounts"]]:
         yield "runs are lost with the pod"
+
+
+# What two manifests of one workload are compared by.
+POD = (
+    "restartPolicy",
+    "serviceAccountName",
+    "automountServiceAccountToken",
+    "terminationGracePeriodSeconds",
+    "securityContext",
+)
+REDIS = 6379
+CONTAINER = (
+    "imagePullPolicy",
+    "securityContext",
+    "readinessProbe",
+    "livenessProbe",
+    "lifecycle",
+)
+GROUP = (
+    "groupName",
+    "replicas",
+    "minReplicas",
+    "maxReplicas",
+    "priority",
+    "labels",
+    "rayStartParams",
+)
+NOT_SAID = {"rayClusterSpec", "rayClusterConfig", "submitterPodTemplate", "entrypoint"}
+
+
+def facts(document: Document, others: list[Document]) -> dict[str, Any]:
+    """What a RayJob or RayService and what stands around it say, whichever way they say it.
+
+    Left out are names, the sizes of pods and disks, and the nodes they ask for.
+    """
+    spec, cluster = document["spec"], cluster_of(document)
+    name = document["metadata"]["name"]
+    found = {key: value for key, value in spec.items() if key not in NOT_SAID}
+    found["annotations"] = document["metadata"].get("annotations")
+    found["serveConfigV2"] = yaml.safe_load(spec.get("serveConfigV2", ""))
+    found["overrides"] = {
+        word
+        for word in shlex.split(spec.get("entrypoint", ""))
+        if not word.startswith(("cluster.address=", "run.name=", "hydra.run.dir="))
+    }
+    found |= {key: cluster.get(key) for key in ("rayVersion", "authOptions")}
+    found["head service"] = cluster["headGroupSpec"].get("serviceType")
+    found["redis"] = cluster.get("gcsFaultToleranceOptions")
+    found["autoscaler"] = cluster["autoscalerOptions"] | {"resources": None}
+    for group in cluster["workerGroupSpecs"]:
+        found[group["groupName"]] = {key: group.get(key) for key in GROUP}
+    for group, template in templates(document):
+        found[f"{group} pod"] = pod_facts(template["spec"])
+        labels = template["metadata"]["labels"]
+        assert labels["app.kubernetes.io/instance"] == name
+        assert labels["app.kubernetes.io/part-of"] == "ray-ref"
+    for node_type in ("head", "worker", *(["redis-cleanup"] if found["redis"] else [])):
+        labels = {"app.kubernetes.io/part-of": "ray-ref", "app.kubernetes.io/instance": name}
+        labels |= {"ray.io/node-type": node_type, "ray.io/is-ray-node": "yes"}
+        found[f"{node_type} network"] = traffic(labels, others)
+        if not found["redis"]:  # Here every head may ask for it.
+            found[f"{node_type} network"] -= {("egress", "redis", REDIS)}
+        for budget in of_kind(others, "PodDisruptionBudget"):
+            if selects(budget["spec"]["selector"], labels):
+                found[f"{node_type} budget"] = budget["spec"] | {"selector": None}
+    return found
+
+
+def pod_facts(spec: Document) -> Document:
+    """What a pod may, when it is well, and what it finds."""
+    (container,) = spec["containers"]
+    found = {key: spec.get(key) for key in POD} | {key: container.get(key) for key in CONTAINER}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", [])}
+    found |= {
+        "image": container["image"].rpartition("/")[2],
+        "env": sorted(container.get("env", []), key=lambda variable: variable["name"]),
+        "ports": {port["name"]: port["containerPort"] for port in container.get("ports", [])},
+        "mounts": mounts,
+        "volumes": sorted(
+            ({**volume, "emptyDir": None} for volume in spec.get("volumes", [])),
+            key=lambda volume: volume["name"],
+        ),
+        "spread": [c["topologyKey"] for c in spec.get("topologySpreadConstraints", [])],
+        "gpus": container["resources"]["limits"].get("nvidia.com/gpu"),
+    }
+    return found
+
+
+def selects(selector: Document, labels: dict[str, str]) -> bool:
+    """Whether a label selector selects these labels."""
+    wanted = selector.get("matchLabels", {})
+    return all(labels.get(key) == value for key, value in wanted.items()) and all(
+        (labels.get(e["key"]) in e["values"]) if e["operator"] == "In" else e["key"] in labels
+        for e in selector.get("matchExpressions", [])
+    )
+
+
+def traffic(labels: dict[str, str], documents: list[Document]) -> set[tuple[str, str, Any]]:
+    """What the NetworkPolicies let a pod with these labels do: direction, peer, port or None.
+
+    A peer is `own` (pods of the same instance), a namespace, `any namespace`, `anywhere` or a range
+    of addresses.
+    """
+    found = set()
+    for policy in of_kind(documents, "NetworkPolicy"):
+        if not selects(policy["spec"]["podSelector"], labels):
+            continue
+        for direction, key in (("ingress", "from"), ("egress", "to")):
+            for rule in policy["spec"].get(direction, []):
+                peers = {_peer(peer, labels) for peer in rule.get(key, [{}])} - {"nobody"}
+                ports = {port["port"] for port in rule.get("ports", [])} or {None}
+                found |= {
+                    (direction, "redis" if port == REDIS else peer, port)
+                    for peer in peers
+                    for port in ports
+                }
+    return found
+
+
+def _peer(peer: Document, labels: dict[str, str]) -> str:
+    if "podSelector" in peer:
+        return "own" if selects(peer["podSelector"], labels) else "redis"
+    if "namespaceSelector" in peer:
+        wanted = peer["namespaceSelector"].get("matchLabels", {})
+        return wanted.get("kubernetes.io/metadata.name", "any namespace")
+    cidr: str = peer.get("ipBlock", {}).get("cidr", "0.0.0.0/0")
+    return "anywhere" if cidr == "0.0.0.0/0" else cidr

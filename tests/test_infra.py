@@ -7,21 +7,18 @@ import copy
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from .infra_rules import cluster_of, load, of_kind, problems, templates
+from .infra_rules import cluster_of, load, of_kind, problems, templates, traffic
+from .infra_tools import INFRA, OVERLAYS, overlays, project_python, tool
 from .repository import PROJECTS, ROOT, files, ids, texts
 
-INFRA = ROOT / "infra"
-OVERLAYS = ("dev", "gpu", "spot", "prod")
-DOCKERFILES = files("infra/docker/*.Dockerfile")
-SCRIPTS = files("infra/**.sh")
+DOCKERFILE = INFRA / "docker/Dockerfile"
+LOCKS = files("infra/docker/launcher/*.lock")
 LAUNCHERS = files("infra/launcher/*.yaml")
 SERVE_CONFIGS = files("infra/**/serve-config.yaml")
 RAY = re.search(r'^RAY = "(.*)"$', (ROOT / "noxfile.py").read_text(), re.MULTILINE)[1]
@@ -58,76 +55,43 @@ for path in sys.argv[2:]:
 """
 
 
-def tool(name: str, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs a program of this environment."""
-    command = [str(Path(sys.executable).parent / name), *args]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, **options
-    )
-    done.stdout += done.stderr
-    return done
-
-
-def project_python(name: str, *args: str, timeout_s: float = 240) -> str:
-    """What Python prints in a project's environment."""
-    python = ROOT / ".nox" / name / "bin" / "python"
-    done = subprocess.run(
-        [python, *args], capture_output=True, text=True, timeout=timeout_s, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("path", DOCKERFILES, ids=ids)
-def test_image_is_built_from_the_lock_and_runs_without_pip_and_root(path: Path) -> None:
-    done = tool("hadolint", str(path))
+def test_image_is_built_from_the_lock_and_runs_without_pip_and_root() -> None:
+    done = tool("hadolint", str(DOCKERFILE))
     assert done.returncode == 0, done.stdout
-    build, _, last = path.read_text().rpartition("\nFROM ")
-    assert "-r requirements.lock" in build
-    assert "--no-deps ./shared ./project" in build
+    text = DOCKERFILE.read_text()
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)
+    (last,) = (stage for stage in stages if stage.partition("\n")[0].endswith(" AS cpu"))
+    assert text.count("-r requirements.lock") == 2  # For nodes without and with GPUs.
+    assert text.count("./shared ./project") == 1
     assert "pip uninstall --yes pip" in last
     assert "pip install" not in last
     assert re.findall(r"^USER (.*)$", last, re.MULTILINE) == ["1000:1000"]
-    ignored = path.with_name(f"{path.name}.dockerignore").read_text().splitlines()
+    for stage in stages[stages.index(last) + 1 :]:
+        assert stage.startswith(("cpu AS gpu", "${FAMILY}"))
+        assert not re.search(r"^(USER|RUN|COPY)", stage, re.MULTILINE)
+    # What Ray's autoscaler calls in the head's container, and what Ray Serve does in every one.
+    assert {"openssh-client", "rsync"} <= {word.partition("=")[0] for word in last.split()}
+    program = "/usr/local/bin/ray-haproxy"
+    assert f"infra/docker/haproxy.sh {program}" in last
+    assert f"RAY_SERVE_HAPROXY_BINARY_PATH={program}" in last
+    ignored = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().splitlines()
     assert ignored[1] == "*"
+    for source in re.findall(r"^COPY (?:--chmod=\d+ )?(infra/\S+)", text, re.MULTILINE):
+        assert f"!{source}" in ignored
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=ids)
+def test_cloud_library_fits_every_lock(path: Path) -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(), re.MULTILINE))
+    assert pins or path.stem == "none"
+    for lock in files("projects/*/requirements.lock"):
+        locked = dict(re.findall(r"^([\w.-]+)==([^;\s]+)", lock.read_text(), re.MULTILINE))
+        assert {n: v for n, v in pins.items() if locked.get(n, v) != v} == {}, lock
 
 
 def test_bad_dockerfile_would_be_found(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM python:3.11\nRUN pip install ray\n")
     assert "DL3013" in tool("hadolint", str(tmp_path / "Dockerfile")).stdout
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=ids)
-def test_script_is_plain_sh(path: Path) -> None:
-    assert os.access(path, os.X_OK)
-    assert path.read_text().startswith("#!/bin/sh\n")
-    subprocess.run(["sh", "-n", path], check=True)
-    done = tool("shellcheck", str(path))
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize(
-    ("script", "args", "problem"),
-    [
-        ("kind/up.sh", ["torch-dpp-train"], "must be torch-ddp-train or serve-fastapi"),
-        ("kind/up.sh", [], "docker is not installed"),
-        ("monitoring/up.sh", [], "usage: "),
-        ("monitoring/up.sh", ["kind-ray-ref"], "kubectl is not installed"),
-    ],
-)
-def test_script_refuses_with_one_sentence(
-    script: str, args: list[str], problem: str, tmp_path: Path
-) -> None:
-    done = subprocess.run(
-        ["/bin/sh", INFRA / script, *args],
-        env={"PATH": str(tmp_path)},  # No program at all.
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert problem in done.stderr
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_ray_takes_the_launcher_files(tmp_path: Path) -> None:
@@ -148,14 +112,10 @@ def test_launched_cluster_asks_for_a_token(path: Path) -> None:
         assert (node["resources"]["CPU"] == 0) == (name == config["head_node_type"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def built() -> dict[str, str]:
     """The YAML of each overlay."""
-    done = {
-        o: tool("kubectl", "kustomize", str(INFRA / "kustomize/overlays" / o)) for o in OVERLAYS
-    }
-    assert {name: d.stdout for name, d in done.items() if d.returncode} == {}
-    return {name: d.stdout for name, d in done.items()}
+    return overlays()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -190,7 +150,7 @@ WORKER = f"{SERVICE}.workerGroupSpecs.0.template.spec"
         (f"{WORKER}.terminationGracePeriodSeconds", 30, "grace shorter"),
         (f"{WORKER}.containers.0.readinessProbe.httpGet.path", "/api/healthz", "Serve's health"),
         (f"{WORKER}.containers.0.volumeMounts", [], "runs are lost"),
-        ("RayJob spec.backoffLimit", 0, "what another try starts from"),
+        ("RayJob spec.entrypoint", "python -m x", "what another try starts from"),
         ("RayJob spec.deletionStrategy", {}, "who deletes the cluster"),
         ("RayJob spec.submitterPodTemplate.spec.restartPolicy", "Always", "restartPolicy"),
         ("PodDisruptionBudget spec.minAvailable", "50%", "not a whole number"),
@@ -288,7 +248,10 @@ def test_what_prometheus_reads_is_there_and_let_through(built: dict[str, str]) -
         d for d in of_kind(documents, "NetworkPolicy") if d["metadata"]["name"] == "metrics"
     )
     allowed = {p["port"] for p in policy["spec"]["ingress"][0]["ports"]}
-    assert {ports[name] for name in wanted} == allowed
+    assert {ports[name] for name in wanted - {"haproxy"}} == allowed
+    served = {"app.kubernetes.io/instance": "serve-fastapi", "ray.io/is-ray-node": "yes"}
+    heard = {port for _, peer, port in traffic(served, documents) if peer == "monitoring"}
+    assert heard == allowed | {ports["haproxy"]}
     (dashboard,) = re.findall(r"^dashboard=(\S+)$", (INFRA / "monitoring/up.sh").read_text(), re.M)
     assert json.loads((ROOT / dashboard).read_text())["title"]
 

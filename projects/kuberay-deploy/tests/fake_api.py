@@ -55,6 +55,8 @@ class FakeApi:
         """Name of an object to status code and message: whatever is asked about it."""
         self.refused_for_good: dict[str, tuple[int, str]] = {}
         """The same, but only when it is not a dry run."""
+        self.interrupted: set[str] = set()
+        """Names of objects that are applied without an answer."""
         self.without: set[str] = set()
         """Groups that are not there."""
         self.calls: list[str] = []
@@ -138,11 +140,15 @@ class Handler(BaseHTTPRequestHandler):
         if refused:
             self.refuse(*refused)
         elif at["log"]:
-            self.answer(200, fake.logs[name])
+            containers = [each["name"] for each in fake.objects[key]["spec"]["containers"]]
+            if len(containers) > 1 and query.get("container") not in containers:
+                self.refuse(400, f"a container name must be specified for pod {name}")
+            else:
+                self.answer(200, fake.logs[name])
         elif not name:
             wanted = dict(part.split("=") for part in query["labelSelector"].split(","))
             found = [v for (p, ns, _), v in fake.objects.items() if (p, ns) == (plural, namespace)]
-            match = [v for v in found if wanted.items() <= v["metadata"]["labels"].items()]
+            match = [v for v in found if wanted.items() <= v["metadata"].get("labels", {}).items()]
             self.answer(200, {"apiVersion": "v1", "kind": "PodList", "items": match})
         elif self.command == "PATCH":
             self.apply(key, query, body, dry)
@@ -165,6 +171,8 @@ class Handler(BaseHTTPRequestHandler):
         after["metadata"] = body["metadata"] | {"generation": generation}
         if not dry:
             self.fake.objects[key] = after
+            if key[2] in self.fake.interrupted:
+                raise ConnectionAbortedError
         self.answer(200 if before else 201, after)
 
 

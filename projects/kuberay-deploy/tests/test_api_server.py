@@ -55,6 +55,17 @@ def test_server_of_another_kind_is_named(fake: FakeApi) -> None:
     assert "kubernetes.context=test: what answers at" in refusal_of_connect()
 
 
+def test_kubeconfig_that_is_named_wins_inside_a_pod(
+    fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(free_port()))
+    assert api_server.connect().client.configuration.host == fake.address
+    monkeypatch.delenv("KUBECONFIG")
+    refusal = refusal_of_connect()
+    assert refusal.startswith("this pod's cluster: no service account to use (Service token file")
+
+
 def test_wrong_token_is_refused(fake: FakeApi) -> None:
     write_kubeconfig(fake, "test", token="of somebody else")
     assert "kubernetes.context=test: the API server refuses these cred" in refusal_of_connect()

@@ -6,8 +6,11 @@ import pytest
 from ray_shared.testing import free_port
 
 from .conftest import StartJob
+from .ray_cluster import source
 
 RAY = ["target=ray", "workload=tf-train", "profile=dev"]
+TRAIN = ["workload=torch-ddp-train", "profile=dev"]
+VALIDATE = ["action=validate", "manifest=x.yaml"]
 EXISTING = ["cluster=existing", "cluster.address=http://127.0.0.1:8265"]
 
 
@@ -55,7 +58,7 @@ EXISTING = ["cluster=existing", "cluster.address=http://127.0.0.1:8265"]
         ),
         (["action=validate"], "manifest=null: must be the file to validate"),
         (["action=validate", "manifest=no.yaml"], "no.yaml: No such file or directory"),
-        (["manifest=x.yaml"], "manifest=x.yaml: only with action=validate or submit"),
+        (["manifest=x.yaml"], "manifest=x.yaml: only with action=validate, rehearse or submit"),
         (["crds.path=nowhere"], "crds.path=nowhere: no such directory"),
         (["crds=download", "crds.path=x"], "crds.path=x: only with crds=directory"),
         (["action=submit"], "workload=all: must be one workload with action=submit"),
@@ -68,6 +71,53 @@ EXISTING = ["cluster=existing", "cluster.address=http://127.0.0.1:8265"]
             "overrides: batch.max_row=1: serve-fastapi has no key batch.max_row: did you mean "
             "batch.max_rows?",
         ),
+        (["namespace=Foo"], "namespace=Foo: must be at most 63 small letters, digits and '-'"),
+        (["platform.api_server_cidr=foo"], "platform.api_server_cidr=foo: must be a range of addr"),
+        (["image.pull_secret=Foo_Bar"], "image.pull_secret=Foo_Bar: must be at most 253 small"),
+        (
+            ["image.repository=ray-ref:5/x..y"],
+            "image.repository=ray-ref:5/x..y: must be a registry",
+        ),
+        (
+            ["kubernetes.head_service_account='A B'"],
+            "kubernetes.head_service_account=A B: must be at most 253 small letters",
+        ),
+        (["kubernetes.redis_address=redis:99999"], "kubernetes.redis_address=redis:99999: must be"),
+        (
+            ["kubernetes.feature_gates=[RayCronJobs]"],
+            "kubernetes.feature_gates=RayCronJobs: must be one of RayClusterStatusConditions, ",
+        ),
+        (["kind=service", "profile=gpu"], "workload=all profile=gpu kind=service: no workload is"),
+        (
+            ["storage.path=abfs://runs@account/x"],
+            "storage.path=abfs://runs@account/x: the images h",
+        ),
+        (["output=/dev/null"], "output=/dev/null: /dev/null is no directory: must be a directory"),
+        (["+job.env.A=b"], "job.env: only with target=ray"),
+        ([*VALIDATE, "workload=tf-train"], "workload=tf-train: only without manifest="),
+        ([*VALIDATE, 'overrides=["a=b"]'], "overrides=['a=b']: only without manifest="),
+        ([*VALIDATE, "source=src"], "source=src: only without manifest="),
+        (["action=submit", *RAY, *EXISTING, "kind=job"], "kind=job: only with target=kubernetes"),
+        (
+            ["action=logs", *RAY, *EXISTING, "job.id=serve-fastapi"],
+            "action=logs: serve-fastapi is an application of Ray Serve, which has no log of a job",
+        ),
+        ([*TRAIN, 'overrides=["storage.path=/x"]'], "overrides: storage.path=/x: submitting a job"),
+        (
+            [*TRAIN, 'overrides=["+cluster=local"]'],
+            "overrides: +cluster=local: submitting a job sets",
+        ),
+        ([*TRAIN, 'overrides=["hydra.run.dir=x"]'], "overrides: hydra.run.dir=x: submitting a job"),
+        ([*TRAIN, "overrides=[train.lr]"], "overrides: train.lr: must be key=value"),
+        ([*TRAIN, "overrides=['train.lr=1,2']"], "overrides: train.lr=1,2: must be one value"),
+        (
+            [*TRAIN, 'overrides=["train.lr=0.1","train.lr=0.2"]'],
+            "overrides: train.lr=0.2: a second value of train.lr: must be one",
+        ),
+        (
+            [*TRAIN, "kind=cron", 'overrides=["run.name=x"]'],
+            "overrides: run.name=x: each job of kind=",
+        ),
         (
             ["workload=serve-fastapi", "profile=dev", 'overrides=["batch.max_rows=many"]'],
             "overrides: batch.max_rows=many: must be an integer",
@@ -79,6 +129,33 @@ def test_mistake_is_one_sentence(start: StartJob, overrides: list[str], sentence
     # Without the definitions a warning would come first.
     with start(*overrides, env={"KUBERAY_CRDS": ""}) as job:
         assert job.refusal().startswith(sentence)
+
+
+def test_override_that_the_workload_does_not_know_is_refused(start: StartJob):
+    wrong = ['overrides=["train.epohcs=3"]', f"source={source('torch-ddp-train')}"]
+    with start(*TRAIN, *wrong, env={"KUBERAY_CRDS": ""}) as job:
+        refusal = job.refusal()
+    assert refusal.startswith(
+        "overrides: torch-ddp-train: unknown key 'train.epohcs': did you mean"
+    )
+
+
+def test_output_that_cannot_be_made_is_named(start: StartJob):
+    # Root may write everywhere, but not this.
+    with start(*TRAIN, "output=/proc/foo", env={"KUBERAY_CRDS": ""}) as job:
+        assert job.wait(60) == 2, job.output()
+    assert "error: output=/proc/foo: " in job.output()
+    assert "Traceback" not in job.output()
+
+
+def test_cache_that_cannot_be_written_is_named(start: StartJob, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "file"), "KUBERAY_CRDS": ""}
+    with start(*TRAIN, "crds=download", env=cache) as job:
+        refusal = job.refusal()
+    assert refusal.startswith(
+        f"crds=download: {tmp_path}/file/kuberay-deploy/crds: Not a directory"
+    )
 
 
 def test_address_without_a_dashboard_is_refused(start: StartJob):

@@ -82,3 +82,12 @@ def test_log_is_whole_lines_each_once_and_keeps_the_result_for_itself() -> None:
             log.flush()
             assert written == ["one\n", "two\n", "three\n", "last\n"]
             assert log.result == {"status": "ok"}
+
+
+@pytest.mark.parametrize("torn", ['{"status": ', "[1]", "", "somebody else's"])
+def test_line_with_the_marker_that_holds_no_result_is_text(torn: str) -> None:
+    written: list[str] = []
+    log = JobLog(written.append)
+    log.add(0, f'{MARKER}{{"status": "ok"}}\n{MARKER}{torn}\n')
+    assert log.result == {"status": "ok"}
+    assert written == [f"{MARKER}{torn}\n"]

@@ -106,9 +106,10 @@ def test_missing_secret_is_refused(
 
 def test_secret_that_is_there_or_optional_or_in_the_file_is_enough(fake: FakeApi, api: Api) -> None:
     fake.put("secrets", "redis", {"data": {"password": "eA=="}})
-    kubernetes.submit(api, [job(env_of("redis"))])
-    kubernetes.submit(api, [job(env_of("nowhere", optional=True))])
     mine = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mine"}}
+    for more in ([job(env_of("redis"))], [job(env_of("nowhere", optional=True))]):
+        kubernetes.submit(api, more)
+        kubernetes.stop(api, "RayJob/train", 30)
     kubernetes.submit(api, [job(env_of("mine")), mine])
     assert fake.names() == {"secrets/redis", "secrets/mine", "rayjobs/train"}
 
@@ -132,6 +133,48 @@ def test_job_that_has_ended_is_not_applied_again(fake: FakeApi, api: Api) -> Non
     assert fake.calls == []
 
 
+def test_job_that_runs_is_not_applied_again(fake: FakeApi, api: Api) -> None:
+    kubernetes.submit(api, [job()])
+    fake.status("rayjobs", "train", {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"})
+    fake.calls.clear()
+    with pytest.raises(UserError, match=r"train: is there already \(Running, RUNNING\): follow it"):
+        kubernetes.submit(api, [MAP, job()])
+    assert fake.calls == []
+    fake.status("rayjobs", "train", {"jobDeploymentStatus": "Suspended"})
+    kubernetes.submit(api, [job(suspend=False)])
+
+
+def test_what_is_new_is_taken_back_on_ctrl_c(
+    fake: FakeApi, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = api.apply
+
+    def interrupted(document: dict[str, Any], dry_run: bool) -> None:
+        apply(document, dry_run)  # The answer has not been read yet.
+        if document["kind"] == "RayJob" and not dry_run:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "apply", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kubernetes.submit(api, [MAP, job()])
+    assert fake.calls[-2:] == ["DELETE rayjobs/train", "DELETE configmaps/settings"]
+    assert fake.names() == set()
+
+
+def test_what_is_applied_though_the_answer_is_lost_is_taken_back(fake: FakeApi, api: Api) -> None:
+    fake.interrupted.add("train")
+    with pytest.raises(JobError, match="RayJob/train: the API server does not answer"):
+        kubernetes.submit(api, [MAP, job()])
+    assert fake.names() == set()
+
+
+def test_name_that_the_server_would_make_is_refused(fake: FakeApi, api: Api) -> None:
+    nameless = job() | {"metadata": {"generateName": "train-"}}
+    with pytest.raises(UserError, match=r"RayJob: metadata\.generateName: .* metadata\.name"):
+        kubernetes.submit(api, [MAP, nameless])
+    assert fake.calls == []
+
+
 def test_forbidden_request_is_explained(fake: FakeApi, api: Api) -> None:
     fake.refused["train"] = (403, 'User "me" cannot patch resource "rayjobs"')
     with pytest.raises(UserError, match='RayJob/train: User "me" cannot patch resource "rayjobs"'):
@@ -141,129 +184,3 @@ def test_forbidden_request_is_explained(fake: FakeApi, api: Api) -> None:
 def test_nothing_is_left_behind_on_the_disk(fake: FakeApi, api: Api, tmp_path: Path) -> None:
     kubernetes.submit(api, [job()])
     assert {path.name for path in tmp_path.iterdir()} == {"kubeconfig", "ca.pem"}
-
-
-# --- Following ---
-
-
-class Operator:
-    """Gives a job its next status each time that somebody has looked."""
-
-    def __init__(self, api: Api, fake: FakeApi, statuses: list[dict[str, Any]]):
-        self.get, self.fake, self.statuses = api.get, fake, statuses
-
-    def __call__(self, *args: Any) -> dict[str, Any] | None:
-        found = self.get(*args)
-        if self.statuses:
-            self.fake.status("rayjobs", "train", self.statuses.pop(0))
-        return found
-
-
-@pytest.fixture
-def submitted(fake: FakeApi, api: Api) -> Api:
-    kubernetes.submit(api, [job()])
-    return api
-
-
-def test_job_is_followed_to_its_end(
-    fake: FakeApi, submitted: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    retried = {"jobDeploymentStatus": "Retrying", "jobStatus": "FAILED"}
-    running = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
-    steps = [{"jobDeploymentStatus": "Initializing"}, retried, running, DONE]
-    monkeypatch.setattr(submitted, "get", Operator(submitted, fake, steps))
-    with caplog.at_level(logging.INFO):
-        now = kubernetes.wait(submitted, "RayJob/train", 30)
-    assert (now.phase, now.ok) == ("Complete, SUCCEEDED", True)
-    now.check()
-    phases = [record.args[1] for record in caplog.records if record.args and len(record.args) == 2]
-    assert phases[-4:] == ["new", "Initializing", "Retrying, FAILED", "Running, RUNNING"]
-
-
-def test_failed_job_gives_the_operators_reason(fake: FakeApi, submitted: Api) -> None:
-    why = {"reason": "PreRunningDeadlineExceeded", "message": "not Running in 600 s"}
-    fake.status("rayjobs", "train", {"jobDeploymentStatus": "Failed"} | why)
-    now = kubernetes.wait(submitted, "RayJob/train", 30)
-    with pytest.raises(JobError) as caught:
-        now.check()
-    words = "RayJob/train: Failed: PreRunningDeadlineExceeded: not Running in 600 s"
-    assert str(caught.value) == words
-
-
-def test_stopped_job_is_not_taken_for_a_good_one(fake: FakeApi, submitted: Api) -> None:
-    fake.status("rayjobs", "train", {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"})
-    with pytest.raises(JobError, match="Complete, STOPPED"):
-        kubernetes.wait(submitted, "RayJob/train", 30).check()
-
-
-def test_wait_that_is_over_names_the_pod_that_does_not_start(fake: FakeApi, submitted: Api) -> None:
-    status = {"jobDeploymentStatus": "Initializing", "rayClusterName": "train-x"}
-    fake.status("rayjobs", "train", status)
-    waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
-    pod = {
-        "metadata": {"labels": {"ray.io/cluster": "train-x"}},
-        "status": {"containerStatuses": [{"state": {"waiting": waiting}}]},
-    }
-    fake.put("pods", "train-x-head", pod)
-    with pytest.raises(JobError) as caught:
-        kubernetes.wait(submitted, "RayJob/train", 0.1)
-    assert "still Initializing after 0.1 s" in str(caught.value)
-    assert "pod train-x-head: ImagePullBackOff: no such image" in str(caught.value)
-
-
-def test_wait_outlasts_a_server_that_is_away_for_a_moment(fake: FakeApi, submitted: Api) -> None:
-    get, asked = submitted.get, []
-
-    def flaky(*args: Any) -> Any:
-        asked.append(args)
-        fake.num_lost = 1 if len(asked) == 2 else 0
-        if len(asked) == 3:
-            fake.status("rayjobs", "train", DONE)
-        return get(*args)
-
-    submitted.get = flaky  # type: ignore[method-assign]
-    assert kubernetes.wait(submitted, "RayJob/train", 30).ok
-    assert len(asked) == 3
-
-
-def test_server_that_stays_away_ends_the_wait(
-    fake: FakeApi, submitted: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kubernetes, "PATIENCE_S", 0.2)
-    assert not kubernetes.state(submitted, "RayJob/train").ended
-    get, asked = submitted.get, [0]
-
-    def once(*args: Any) -> Any:
-        fake.num_lost = 10**6 if asked[0] else 0
-        asked[0] += 1
-        return get(*args)
-
-    submitted.get = once  # type: ignore[method-assign]
-    with pytest.raises(JobError, match="the API server does not answer"):
-        kubernetes.wait(submitted, "RayJob/train", 30)
-    assert asked[0] > 2
-
-
-def test_log_of_a_job_comes_from_the_pod_that_submits_it(fake: FakeApi, submitted: Api) -> None:
-    with pytest.raises(UserError, match="no pod with a log"):
-        kubernetes.logs(submitted, "RayJob/train", str)
-    pod = {"metadata": {"labels": {"job-name": "train"}}, "status": {"phase": "Succeeded"}}
-    fake.put("pods", "train-abc", pod)
-    fake.logs["train-abc"] = '{"epoch": 1}\n'
-    written: list[str] = []
-    kubernetes.logs(submitted, "RayJob/train", written.append)
-    assert "".join(written) == '{"epoch": 1}\n'
-
-
-def test_stop_deletes_the_resource_and_nothing_else(fake: FakeApi, submitted: Api) -> None:
-    kubernetes.submit(submitted, [MAP])
-    kubernetes.stop(submitted, "RayJob/train", 30)
-    assert fake.names() == {"configmaps/settings"}
-    with pytest.raises(UserError, match="job.id=RayJob/train: not in the namespace default"):
-        kubernetes.stop(submitted, "RayJob/train", 30)
-
-
-@pytest.mark.parametrize("reference", ["train", "Job/train", "RayJob/"])
-def test_reference_that_is_no_resource_is_refused(api: Api, reference: str) -> None:
-    with pytest.raises(UserError, match="must be a resource of KubeRay's, such as RayJob/name"):
-        kubernetes.state(api, reference)

@@ -17,8 +17,11 @@ from ray_shared.errors import UserError
         ("a:\n\t- 1\n", ["line 2", "YAML"]),
         ("a: *nowhere\n", ["line 1", "undefined alias"]),
         ("a: !!python/object:os.system {}\n", ["line 1", "could not determine a constructor"]),
-        ("kind: A\n---\n- 1\n", ["line 3", "found a list", "allowed: a mapping"]),
-        ("kind: A\n---\ntext\n", ["line 3", "found a str"]),
+        (
+            "kind: A\n---\n- 1\n",
+            ["m.yaml: line 3: found a list; allowed: an object with apiVersion"],
+        ),
+        ("kind: A\n---\ntext\n", ["line 3: found a value; allowed: an object"]),
         ("? [a]\n: 1\n", ["line 1", "no text"]),
         ("", ["holds no document"]),
         ("---\n# nothing\n---\n", ["holds no document"]),

@@ -18,6 +18,18 @@ SERVICE = "spec rayClusterConfig"
 SERVED = f"{SERVICE} headGroupSpec template spec containers 0"
 WORKER = "spec workerGroupSpecs 0 template spec containers 0"
 
+SPREAD = f"{HEAD} topologySpreadConstraints 0"
+GREATER = {"key": "app", "operator": "Gt", "values": ["1"]}
+
+
+def node_affinity(operator: str, *values: str) -> dict[str, Any]:
+    expression = {"key": "pool", "operator": operator} | (
+        {"values": list(values)} if values else {}
+    )
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
 # Manifest, field, change, and what the message must name: the rule and a part of it.
 MUTATIONS: list[tuple[str, str, Any, str, str]] = [
     # Typos, from the top down to the deepest field.
@@ -176,6 +188,19 @@ MUTATIONS: list[tuple[str, str, Any, str, str]] = [
     ("service", "spec serveConfigV2", "aplications: []", "serve-config", "'applications'"),
     ("service", "spec serveConfigV2", "applications: [{name: app}]", "serve-config", "import_path"),
     ("service", "spec serveConfigV2", "applications: {", "serve-config", "serveConfigV2"),
+    ("job", "metadata labels app", "a b", "label", "metadata.labels.app"),
+    ("job", f"{HEAD} nodeSelector", {"pool": "a b"}, "label", "nodeSelector.pool"),
+    ("job", f"{HEAD} affinity", node_affinity("Inn", "a"), "selector", "operator: found Inn"),
+    ("job", f"{HEAD} affinity", node_affinity("In"), "selector", "[0].values: found none"),
+    ("job", f"{HEAD} affinity", node_affinity("Exists", "a"), "selector", "[0].values"),
+    ("job", f"{HEAD} affinity", node_affinity("Gt", "a"), "selector", "whole number"),
+    ("job", f"{SPREAD} labelSelector matchExpressions", [GREATER], "selector", "NotIn, Exists"),
+    ("job", f"{RAY} env 0 name", "A B=", "environment", "env[0].name"),
+    ("job", f"{RAY} readinessProbe", {"httpGet": {"port": "gsc"}}, "probe", "httpGet.port"),
+    ("job", f"{RAY} readinessProbe", {"tcpSocket": {"port": 65536}}, "probe", "65535"),
+    ("job", f"{RAY} lifecycle", {"preStop": {}}, "lifecycle", "lifecycle.preStop"),
+    ("job", f"{HEAD} volumes 0 persistentVolumeClaim claimName", "", "volume-source", "claimName"),
+    ("job", f"{GPU} replicas", 3, "replicas", "replicas: found 3; allowed: <= maxReplicas=2"),
     # Kubernetes' own kinds.
     ("core", "spec accessMode", ["ReadWriteMany"], "core-schema", "'accessModes'"),
     ("core", "spec resources", [], "core-schema", "spec.resources"),

@@ -67,7 +67,11 @@ def test_object_store_is_reached_without_a_volume():
 
 def test_redis_is_reached_by_the_head_of_a_service_alone():
     overrides = ["kubernetes.redis_address=cache.example.com:6380"]
-    everyone, head = of_kind(planned("serve-fastapi", "prod", *overrides), "NetworkPolicy")
+    plan = planned("serve-fastapi", "prod", *overrides)
+    everyone, head, cleanup = of_kind(plan, "NetworkPolicy")
+    # The operator's pod that deletes the state of a cluster which is gone.
+    assert cleanup["spec"]["podSelector"]["matchLabels"]["ray.io/node-type"] == "redis-cleanup"
+    assert [ports(rule) for rule in cleanup["spec"]["egress"]] == [{6380}]
     assert {6380} in [ports(rule) for rule in head["spec"]["egress"]]
     assert {6380} not in [ports(r) for r in everyone["spec"]["egress"] if "ports" in r]
     assert "6380" not in render.manifest(planned("torch-ddp-train", "prod", *overrides), "x")

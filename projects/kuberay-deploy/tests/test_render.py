@@ -1,5 +1,10 @@
 """What is rendered: whole, the same every time, right by default."""
 
+import os
+import shlex
+import subprocess
+import sys
+
 import pytest
 import ray
 import yaml
@@ -78,7 +83,7 @@ def test_every_manifest_passes_validation_on_every_platform(definitions: Crds, p
     assert refused(configured(f"platform={platform}"), definitions) == []
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/runs", "abfs://runs@account/x", "/mnt/runs/team"])
+@pytest.mark.parametrize("path", ["s3://bucket/runs", "gs://bucket/x", "/mnt/runs/team"])
 def test_manifests_pass_validation_with_other_storage(definitions: Crds, path: str):
     overrides = [f"storage.path={path}", "profile=spot", "image.pull_secret=registry"]
     overrides += ["kubernetes.head_service_account=a", "kubernetes.worker_service_account=b"]
@@ -160,11 +165,65 @@ def test_pods_have_longer_than_ray_needs_to_drain(plan: Plan):
 def test_spot_has_a_fallback_of_lower_priority_on_other_nodes():
     spot, fallback = groups(planned("torch-ddp-train", "spot", "platform=aws"))
     assert spot["priority"] > fallback["priority"]
-    assert (spot["minReplicas"], fallback["minReplicas"], fallback["replicas"]) == (0, 0, 0)
+    for group in (spot, fallback):  # A cluster without spot nodes is ready all the same.
+        assert (group["replicas"], group["minReplicas"]) == (0, 0)
     wanted = [node_labels(group)["karpenter.sh/capacity-type"] for group in (spot, fallback)]
     assert wanted == [["spot"], ["on-demand"]]
     assert spot["template"]["spec"]["tolerations"]
     assert "tolerations" not in fallback["template"]["spec"]
+
+
+def test_autoscaler_gives_spot_nodes_up_before_anybody_else_does():
+    name = "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"
+    spots = [plan for plan in PLANS if plan.profile == "spot"]
+    for plan in spots:
+        resource = ray_resource(plan)
+        env = cluster_of(resource)["autoscalerOptions"]["env"]
+        (timeout_s,) = [int(variable["value"]) for variable in env if variable["name"] == name]
+        words = resource["spec"].get("entrypoint", "").split()
+        waits = [int(word.partition("=")[2]) for word in words if "timeout_s=" in word]
+        assert len(waits) == (plan.kind == "job")
+        assert 2 * timeout_s < min(
+            [*waits, resource["spec"].get("preRunningDeadlineSeconds", 1800)]
+        )
+    assert len(spots) == len(WORKLOADS)
+    assert name not in render.manifest(planned("torch-ddp-train", "prod"), "x")
+
+
+def test_variable_of_the_fallback_is_one_that_ray_reads(monkeypatch: pytest.MonkeyPatch):
+    (variable,) = cluster_of(ray_resource(planned("tf-train", "spot")))["autoscalerOptions"]["env"]
+    code = "from ray.autoscaler.v2.instance_manager.config import InstanceReconcileConfig as C\n"
+    code += "print(C().allocate_status_timeout_s)"
+    env = os.environ | {variable["name"]: variable["value"]}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == [variable["value"]]
+
+
+def test_job_that_has_ended_keeps_no_workers_and_no_cluster_for_ever(plan: Plan):
+    spec = ray_resource(plan)["spec"]
+    if plan.kind == "job":  # Rules would not see a job that was stopped; a time to live does.
+        assert spec["shutdownAfterJobFinishes"] is True
+        assert spec["ttlSecondsAfterFinished"] <= 3600
+        assert [group["minReplicas"] for group in groups(plan)] == [0] * len(groups(plan))
+
+
+def test_failed_jobs_head_stays_by_rules_where_that_is_asked_for():
+    plan = planned("torch-ddp-train", "prod", "profiles.prod.keep_failed_s=7200")
+    spec = ray_resource(plan)["spec"]
+    rules = {rule["condition"]["ttlSeconds"] for rule in spec["deletionStrategy"]["deletionRules"]}
+    assert rules == {3600, 7200}
+    assert "shutdownAfterJobFinishes" not in spec
+    assert "ttlSecondsAfterFinished" not in spec
+
+
+def test_first_line_makes_the_file_again_in_a_shell():
+    plan = planned("torch-ddp-train", "dev")
+    given = ["overrides=['run.name=a b']", "crds.path=/mine", "crds=download", "namespace=x\ny"]
+    first = render.manifest(plan, actions.command(plan, given))
+    comment = "".join(line for line in first.splitlines(True) if line.startswith("#"))
+    words = shlex.split(comment.removeprefix("# Written by: ").replace("\n# ", "\n"))
+    assert words[4:] == [given[0], given[3]]
+    assert list(yaml.safe_load_all(first)) == render.render(plan)
 
 
 def node_labels(group: Document) -> dict[str, list[str]]:
@@ -185,15 +244,6 @@ def test_gpus_are_asked_for_on_nodes_that_have_them():
     head = cluster_of(ray_resource(plan))["headGroupSpec"]["template"]["spec"]
     assert "nvidia.com/gpu" not in head["containers"][0]["resources"]["limits"]
     assert "experiment=gpu" in ray_resource(plan)["spec"]["entrypoint"]
-
-
-def test_time_to_live_or_rules_but_never_both(plan: Plan):
-    spec = ray_resource(plan)["spec"]
-    if ray_resource(plan)["kind"] == "RayJob":
-        rules = "deletionStrategy" in spec
-        assert rules == (plan.chosen.keep_failed_s > 0)
-        assert rules != ("shutdownAfterJobFinishes" in spec)
-        assert rules != ("ttlSecondsAfterFinished" in spec)
 
 
 def test_service_knows_its_health_keeps_its_state_and_moves_step_by_step():

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from kuberay_deploy import dashboard
 from ray_shared.testing import free_port
 
 from .conftest import PROJECT, StartJob
@@ -39,11 +40,12 @@ def kubernetes_env(fake: FakeApi) -> dict[str, str]:
 
 
 def test_training_is_submitted_and_its_result_comes_back(
-    start: StartJob, on_ray: list[str], tmp_path: Path
+    start: StartJob, on_ray: list[str], address: str, tmp_path: Path
 ):
     storage = [f"storage.path={tmp_path}/runs", f"source={source('torch-ddp-train')}"]
     overrides = 'overrides=["train.batch_size=128"]'
     submit = ["action=submit", *SMALL, *on_ray, *storage, overrides, "wait=true", "job.id=first"]
+    submit += ["+job.env.WORD=there"]
     with start(*submit) as job:
         assert job.wait() == 0, job.output()
     metrics = job.result()["metrics"]
@@ -55,6 +57,8 @@ def test_training_is_submitted_and_its_result_comes_back(
     assert result["config"]["run"]["name"] == "first"
     assert result["metrics"]["accuracy"] > 0.5
     assert (tmp_path / "runs" / "first").is_dir()
+    runtime_env = dashboard.connect(address).get_job_info("first").runtime_env
+    assert runtime_env["env_vars"]["WORD"] == "there"
 
     with start("action=status", *on_ray, "job.id=first") as job:
         assert job.wait(60) == 0, job.output()
@@ -71,10 +75,12 @@ def test_failed_job_ends_the_command_with_its_exit_code(
     start: StartJob, on_ray: list[str], tmp_path: Path
 ):
     storage = [f"storage.path={tmp_path}/runs", f"source={source('torch-ddp-train')}"]
-    overrides = 'overrides=["train.epohcs=1"]'
-    with start("action=submit", *SMALL, *on_ray, *storage, overrides, "wait=true") as job:
+    # What its configuration alone does not tell.
+    resumed = ['overrides=["run.resume=must"]', "job.id=second"]
+    with start("action=submit", *SMALL, *on_ray, *storage, *resumed, "wait=true") as job:
         assert job.wait() == 2, job.output()
-    assert "unknown key 'train.epohcs': did you mean 'train.epochs'?" in job.output()
+    assert "submitted" in job.output()
+    assert "error: job second: run.resume=must: " in job.output()
 
 
 def test_service_is_submitted_answers_and_is_stopped(
@@ -89,9 +95,11 @@ def test_service_is_submitted_answers_and_is_stopped(
         assert job.wait() == 0, job.output()
     (found,) = job.result()["metrics"]["addresses"].values()
     assert httpx.get(f"{found.rstrip('/')}/readyz").status_code == 200
-    with start("action=status", *on_ray, "job.id=serve-fastapi") as job:
-        assert job.wait(60) == 0, job.output()
-    assert job.result()["metrics"]["status"] == "RUNNING"
+    for action in ("status", "wait"):
+        with start(f"action={action}", *on_ray, "job.id=serve-fastapi") as job:
+            assert job.wait(60) == 0, job.output()
+        assert job.result()["metrics"]["status"] == "RUNNING"
+    assert "waiting until serve-fastapi runs" in job.output()
     with start("action=stop", *on_ray, "job.id=serve-fastapi") as job:
         assert job.wait(120) == 0, job.output()
     with pytest.raises(httpx.TransportError):

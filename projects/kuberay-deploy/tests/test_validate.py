@@ -105,6 +105,16 @@ def of_kind(kind: str) -> list[Any]:
         ("Deployment", "spec template spec containers 0 image", dropped, "image"),
         ("Role", "rules 0 verb", ["get"], "core-schema"),
         ("NetworkPolicy", "spec egress 0 ports 0 port", [53], "core-schema"),
+        ("NetworkPolicy", "spec egress 0 ports 0 port", 99999, "network-policy"),
+        ("NetworkPolicy", "spec egress 0 ports 0 protocol", "TPC", "network-policy"),
+        ("NetworkPolicy", "spec egress 0 to", [{"ipBlock": {"cidr": "foo"}}], "network-policy"),
+        (
+            "NetworkPolicy",
+            "spec egress 0 to",
+            [{"ipBlock": {"cidr": "10.0.0.1"}}],
+            "network-policy",
+        ),
+        ("NetworkPolicy", "spec podSelector matchLabels app", "a b", "label"),
     ],
 )
 def test_mistake_in_a_kind_of_kubernetes_is_caught(
@@ -154,10 +164,34 @@ def test_option_of_another_ray_is_taken_unless_it_looks_like_a_typo() -> None:
         "a/b@sha256:00",
         "host:5000/app",
         "app:x-ray2.60.0-gpu",
+        "app:1.2.3-gpu",
+        "registry.example.com/me/torch-ddp-train:2.60.0-3-gpu",
+        "torch-ddp-train:0.1.0-ray2.60.0",
     ],
 )
 def test_tag_that_tells_no_other_ray_is_taken(image: str) -> None:
     assert broken("job", f"{RAY} image", image) == []
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "ray-ref/torch-ddp-train:2.59.0-cpu",
+        "registry.example.com:5000/me/torch-ddp-train:2.59.0",
+        "example.com/my-train:2.59.0-3-gpu",
+        "rayproject/ray:2.59.0",
+    ],
+)
+def test_tag_that_begins_with_another_ray_is_refused(image: str) -> None:
+    found = broken("job", f"{RAY} image", image)
+    assert {finding.rule for finding in found} == {"ray-version"}
+
+
+def test_feature_gate_that_is_on_allows_what_needs_it() -> None:
+    documents = change(good("cluster")[1:], "spec networkPolicy", {"mode": "DenyAll"})
+    (found,) = check(documents)
+    assert (found.rule, "RayClusterNetworkPolicy" in found.allowed) == ("feature-gate", True)
+    assert check(documents, gates=validate.DEFAULT_GATES | {"RayClusterNetworkPolicy"}) == []
 
 
 def test_missing_crds_fail_in_ci(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,15 +12,17 @@ from ray_shared.errors import UserError
 from ray_shared.report import Report, show_artifacts, show_table
 
 from kuberay_deploy import crds, manifests, pods, serve_config
+from kuberay_deploy import overrides as given_overrides
 from kuberay_deploy import rehearse as rehearsing
 from kuberay_deploy import render as rendering
-from kuberay_deploy.config import PROJECT, WORKLOADS, Config
-from kuberay_deploy.validate import check
+from kuberay_deploy.config import PROJECT, Config
+from kuberay_deploy.sections import check_output
+from kuberay_deploy.validate import DEFAULT_GATES, check
 
 logger = logging.getLogger(__name__)
 
 # Overrides of this command that a rendered file's first line does not repeat as they were.
-OWN_KEYS = ("action", "workload", "profile", "output", "wait", "hydra")
+OWN_KEYS = ("action", "workload", "profile", "output", "wait", "crds", "hydra")
 
 
 def prepare(config: Config) -> None:
@@ -28,8 +31,12 @@ def prepare(config: Config) -> None:
     Raises:
         UserError: If a value, a file or a manifest is wrong.
     """
+    if config.manifest is None:
+        given_overrides.check(config)
+    if config.action == "render" and config.output:
+        check_output(Path(config.output))
     if config.target == "ray" and config.action == "submit":
-        _overrides(config)
+        given_overrides.of_command(config)
         list(_packages(config))
     elif config.action == "rehearse":
         rehearsing.prepare(config)
@@ -42,11 +49,15 @@ def render(config: Config, report: Report) -> None:
     with report.timed("job_s"):
         plans = _plans(config)
         directory = Path(config.output) if config.output else report.output_dir / "manifests"
-        directory.mkdir(parents=True, exist_ok=True)
         given = _given_overrides()
-        for plan in plans:
-            text = rendering.manifest(plan, command(plan, given))
-            (directory / f"{plan.name}.yaml").write_text(text)
+        texts = {p.name: rendering.manifest(p, command(p, given)) for p in plans}
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                (directory / f"{name}.yaml").write_text(text)
+        except OSError as error:
+            why = f"{error.strerror}: must be a directory to write into"
+            raise UserError(f"output={directory}: {why}") from None
     report.artifacts["manifests"] = str(directory)
     report.metrics |= {
         "num_manifests": len(plans),
@@ -97,6 +108,9 @@ def on_ray(config: Config, report: Report) -> None:
                 known = f"known are {', '.join(apps)}" if apps else "there is none"
                 raise UserError(f"job.id={name}: no such application on the cluster: {known}")
             else:
+                if config.action == "wait":
+                    deploy.wait_until_running(cluster, {name}, timeout_s)
+                    apps = deploy.applications(cluster)
                 report.metrics["status"], message = apps[name]
                 logger.info("%s: %s %s", name, report.metrics["status"], message)
         elif config.action == "logs":
@@ -152,7 +166,7 @@ def command(plan: pods.Plan, given: Sequence[str]) -> str:
     keys = {override: override.lstrip("+~").partition("=")[0] for override in given}
     others = [override for override, key in keys.items() if key.split(".")[0] not in OWN_KEYS]
     chosen = [f"workload={plan.workload}", f"profile={plan.profile}", "output=manifests"]
-    return " ".join(["kuberay-deploy", *chosen, *others])
+    return shlex.join(["kuberay-deploy", *chosen, *others])
 
 
 def write(text: str) -> None:
@@ -178,7 +192,8 @@ def _refuse(config: Config) -> None:
     Raises:
         UserError: Then.
     """
-    findings = check(_documents(config), _schemas(config))
+    gates = DEFAULT_GATES | set(config.kubernetes.feature_gates)
+    findings = check(_documents(config), _schemas(config), gates)
     what = f"manifest={config.manifest}" if config.manifest else "rendered"
     if len(findings) == 1:
         raise UserError(f"{what}: {findings[0]}")
@@ -235,24 +250,7 @@ def _given_overrides() -> list[str]:
 
 def _is_service(config: Config) -> bool:
     """Whether it is about an application of Ray Serve, and not about a job."""
-    name = config.workload if config.action == "submit" else str(config.job.id)
-    return name in WORKLOADS and config.describe(name).kind == "service"
-
-
-def _overrides(config: Config) -> list[str]:
-    """Of the workload's command on a running cluster.
-
-    Raises:
-        UserError: If one of them is wrong.
-    """
-    variant = config.variant(config.workload, config.profile)
-    overrides = [*variant.overrides, *config.overrides]
-    if _is_service(config):
-        serve_config.content(config.storage.path, overrides)
-        return overrides
-    # Ray takes an id once. A later job goes on with the run by overrides=["run.name=..."].
-    named = [f"run.name={config.job.id}"] if config.job.id else []
-    return [f"storage.path={config.storage.path}", *named, *overrides]
+    return config.is_service(config.workload if config.action == "submit" else str(config.job.id))
 
 
 def _packages(config: Config) -> Iterator[Path]:
@@ -266,7 +264,7 @@ def _packages(config: Config) -> Iterator[Path]:
 def _submit_to_ray(config: Config, cluster: Any, report: Report) -> None:
     from kuberay_deploy import deploy
 
-    overrides, packages = _overrides(config), list(_packages(config))
+    overrides, packages = given_overrides.of_command(config), list(_packages(config))
     if _is_service(config):
         content = serve_config.content(config.storage.path, overrides)
         addresses = deploy.deploy(cluster, content, packages, config.job.timeout_s)
@@ -274,7 +272,7 @@ def _submit_to_ray(config: Config, cluster: Any, report: Report) -> None:
         _show(report, addresses)
         return
     line = deploy.entrypoint(config.workload.replace("-", "_"), overrides)
-    job_id = deploy.submit(cluster, line, packages, config.job.id)
+    job_id = deploy.submit(cluster, line, packages, config.job.id, config.job.env)
     report.metrics["job_id"] = job_id
     logger.info("submitted %s", job_id)
     if config.wait:

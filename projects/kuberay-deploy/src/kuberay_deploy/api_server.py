@@ -61,6 +61,13 @@ class Api:
             return dict(resource.get(name=name, namespace=namespace).to_dict())
         return None
 
+    def find(self, api_version: str, kind: str, selector: str) -> list[Document]:
+        """The objects of a kind in the namespace whose labels match `key=value,...`."""
+        resource = self.resource(api_version, kind)
+        with explained(kind):
+            found = resource.get(namespace=self.namespace, label_selector=selector)
+            return [dict(each) for each in found.to_dict()["items"]]
+
     def namespace_of(self, document: Document) -> str:
         """Where a document belongs."""
         return str(document["metadata"].get("namespace") or self.namespace)
@@ -92,8 +99,8 @@ class Api:
 def connect(context: str | None = None, namespace: str | None = None) -> Api:
     """Makes sure that the API server answers, and takes the credentials.
 
-    They come from the kubeconfig (`KUBECONFIG`, `~/.kube/config`), or inside a pod from its service
-    account.
+    They come from the kubeconfig (`KUBECONFIG`, `~/.kube/config`), or inside a pod that is given
+    neither `KUBECONFIG` nor a context from its service account.
 
     Args:
         context: Of the kubeconfig; None: its current one.
@@ -106,9 +113,16 @@ def connect(context: str | None = None, namespace: str | None = None) -> Api:
     from kubernetes.dynamic import DynamicClient
 
     settings = client.Configuration()
-    if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-        config.load_incluster_config(client_configuration=settings)
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("KUBECONFIG")
+    if context is None and in_pod:
         where, found = "this pod's cluster", None
+        try:
+            config.load_incluster_config(client_configuration=settings)
+        except (config.ConfigException, OSError) as error:
+            raise UserError(
+                f"{where}: no service account to use ({_first_line(error)}): set KUBECONFIG, or "
+                "automountServiceAccountToken of the pod"
+            ) from None
     else:
         where, found = _load_kubeconfig(context, settings)
     settings.retries = 0

@@ -8,7 +8,17 @@ from dataclasses import dataclass, fields
 
 from ray_shared.errors import check
 
+from kuberay_deploy.sections import check_cidr
+
 PROFILES = ("dev", "gpu", "spot", "prod")
+WORKLOADS = (
+    "torch-ddp-train",
+    "core-parameter-server",
+    "data-preprocessing",
+    "tf-train",
+    "asha-pbt-tune",
+    "serve-fastapi",
+)
 QUANTITY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti)")
 
 
@@ -56,6 +66,9 @@ class PlatformConfig:
     api_server_cidr: str
     """Addresses of the Kubernetes API server, which the head must reach to ask for workers."""
 
+    def __post_init__(self) -> None:
+        check_cidr("platform.api_server_cidr", self.api_server_cidr)
+
 
 @dataclass
 class ProfileConfig:
@@ -72,10 +85,11 @@ class ProfileConfig:
     retries: int
     """RayJob: times that a failed job is started again, in a new cluster. At least 0."""
     keep_failed_s: int
-    """RayJob: seconds that the cluster of a failed job stays, to be looked at; 0: as long as that
-    of a successful one."""
+    """RayJob: seconds that the head of a failed job stays, to be looked at; 0: `keep_done_s`. If it
+    is set, that of a job that was stopped stays until the job is deleted."""
     keep_done_s: int
-    """RayJob: seconds that the cluster of a finished job stays. At least 0."""
+    """RayJob: seconds that the head of a finished job stays; its workers go after `idle_s`. At
+    least 0."""
     idle_s: int
     """Seconds without work after which the autoscaler takes a worker away. At least 10."""
 
@@ -122,7 +136,8 @@ class VariantConfig:
     """A workload in one profile."""
 
     workers: int
-    """Worker pods from the start on, and the fewest; 0: the workload has no such variant."""
+    """Worker pods from the start on, but for spot nodes, and of a service or cluster the fewest;
+    0: the workload has no such variant."""
     max_workers: int
     """The most worker pods that the autoscaler may ask for. At least `workers`."""
     overrides: list[str]

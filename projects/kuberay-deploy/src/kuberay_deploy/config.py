@@ -1,7 +1,5 @@
 """The schema of the configuration: types, units and ranges. The values are in `conf/`."""
 
-import difflib
-import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -11,139 +9,33 @@ from ray_shared.groups import ClusterConfig, StorageConfig
 
 from kuberay_deploy.catalog import (
     PROFILES,
+    WORKLOADS,
     PlatformConfig,
     ProfilesConfig,
     VariantConfig,
     WorkloadConfig,
     WorkloadsConfig,
 )
+from kuberay_deploy.labels import DNS_1123
 from kuberay_deploy.rehearse import RehearseConfig, check_config
+from kuberay_deploy.sections import (
+    NAMES,
+    CrdsConfig,
+    ImageConfig,
+    JobConfig,
+    KubernetesConfig,
+    check_choice,
+    one_of,
+)
 
 PROJECT = "kuberay-deploy"
 ACTIONS = ("render", "validate", "rehearse", "submit", "status", "logs", "wait", "stop")
 KINDS = ("auto", "cluster", "job", "service", "cron")
 TARGETS = ("ray", "kubernetes")
-WORKLOADS = (
-    "torch-ddp-train",
-    "core-parameter-server",
-    "data-preprocessing",
-    "tf-train",
-    "asha-pbt-tune",
-    "serve-fastapi",
-)
 MOUNT = "/mnt/runs"
 """Where every pod mounts the volume for runs and checkpoints."""
-CLOUD_SCHEMES = ("s3", "gs", "abfs", "abfss")
-NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
-VERSION = re.compile(r"(?<![\d.])(\d+)\.(\d+)\.(\d+)(?![\d.])")
-MIN_RAY = (2, 52, 0)
-"""KubeRay refuses token authentication with an older one."""
-
-
-@dataclass
-class ImageConfig:
-    """Where the pods' images come from: `repository/workload:tag`."""
-
-    repository: str
-    """Registry and path, without the workload's name."""
-    tag: str
-    """Holds the version of Ray (`2.60.0-3`), which the manifests repeat as `rayVersion`."""
-    cpu_suffix: str
-    """What follows the tag where no worker has a GPU."""
-    gpu_suffix: str
-    """What follows the tag where each worker has a GPU."""
-    pull_policy: str
-    """`IfNotPresent`, `Always` or `Never`."""
-    pull_secret: str | None
-    """Name of the secret with the registry's credentials; null: none needed."""
-
-    def __post_init__(self) -> None:
-        ok = re.fullmatch(r"[a-z0-9][a-z0-9._:/-]*[a-z0-9]", self.repository) is not None
-        check(ok, "image.repository", self.repository, "a registry and path in small letters")
-        found = VERSION.search(self.tag)
-        allowed = "a tag with Ray's version in it, such as 2.60.0-1"
-        ok = found is not None and re.fullmatch(r"[\w][\w.-]{0,99}", self.tag) is not None
-        check(ok, "image.tag", self.tag, allowed)
-        ok = found is not None and tuple(int(part) for part in found.groups()) >= MIN_RAY
-        check(ok, "image.tag", self.tag, "of Ray 2.52.0 or newer, which has token authentication")
-        policies = ("IfNotPresent", "Always", "Never")
-        check(self.pull_policy in policies, "image.pull_policy", self.pull_policy, one_of(policies))
-
-    @property
-    def ray_version(self) -> str:
-        """Ray's version, as the tag says."""
-        found = VERSION.search(self.tag)
-        assert found is not None  # __post_init__ has looked.
-        return found[0]
-
-
-@dataclass
-class CrdsConfig:
-    """Where the schemas of KubeRay's resources come from."""
-
-    source: str
-    """`directory`: files in `path`; `download`: a pinned release; `cluster`: the API server."""
-    path: str | None
-    """directory: with the files `ray.io_*.yaml`; null: the schemas are not checked."""
-
-    def __post_init__(self) -> None:
-        sources = ("directory", "download", "cluster")
-        check(self.source in sources, "crds.source", self.source, one_of(sources))
-        self.path = self.path or None  # An empty variable is none.
-        if self.path is not None and self.source != "directory":
-            raise UserError(f"crds.path={self.path}: only with crds=directory")
-
-
-@dataclass
-class KubernetesConfig:
-    """target=kubernetes: which cluster, and what is there already."""
-
-    context: str | None
-    """Of the kubeconfig; null: its current one."""
-    namespace: str
-    """Where resources are looked for; that of `namespace` unless it is set."""
-    operator_namespace: str
-    """Where KubeRay's operator runs."""
-    monitoring_namespace: str
-    """Where Prometheus runs."""
-    claim: str
-    """PersistentVolumeClaim, ReadWriteMany, for a `storage.path` in /mnt/runs."""
-    head_service_account: str | None
-    """Of the head pod; null: KubeRay makes one. Its autoscaler gets a role in either case."""
-    worker_service_account: str | None
-    """Of the worker pods; null: the namespace's default. To reach an object store without keys,
-    both accounts are given a role of the cloud."""
-    redis_address: str
-    """profile=prod: `host:port` of the Redis that keeps the state of a service's head."""
-    redis_secret: str
-    """Secret with its password, under the key `password`."""
-
-    def __post_init__(self) -> None:
-        for name in ("namespace", "operator_namespace", "monitoring_namespace", "claim"):
-            value = getattr(self, name)
-            ok = NAME.fullmatch(value) is not None and len(value) <= 63
-            check(ok, f"kubernetes.{name}", value, "at most 63 small letters, digits and '-'")
-        ok = re.fullmatch(r"[a-z0-9.-]+:\d+", self.redis_address) is not None
-        check(ok, "kubernetes.redis_address", self.redis_address, "host:port")
-
-
-@dataclass
-class JobConfig:
-    """The job or resource that is followed."""
-
-    id: str | None
-    """target=ray: the submission's id; target=kubernetes: `RayJob/name` or the like."""
-    timeout_s: float
-    """Seconds to wait for its end. More than 0."""
-    schedule: str
-    """kind=cron: when, in cron's five fields."""
-    time_zone: str
-    """kind=cron: of the schedule, such as `Etc/UTC`."""
-
-    def __post_init__(self) -> None:
-        check(self.timeout_s > 0, "job.timeout_s", self.timeout_s, "> 0")
-        ok = len(self.schedule.split()) == 5
-        check(ok, "job.schedule", self.schedule, "five fields, such as '0 3 * * *'")
+CLOUD_SCHEMES = ("s3", "gs")
+AZURE_SCHEMES = ("abfs", "abfss")
 
 
 @dataclass
@@ -168,8 +60,8 @@ class Config:
     target: str
     """Where to submit: `ray`, a running cluster; `kubernetes`."""
     source: str | None
-    """target=ray, rehearse: directory with the workload's import package, which is shipped to the
-    cluster; null: the one that is installed."""
+    """Directory with the workload's import package, by which `overrides` are checked, and which
+    is shipped to the cluster (target=ray, rehearse); null: the one that is installed."""
     wait: bool
     """submit: whether to stay until the job has ended, and to end as it did."""
     namespace: str
@@ -191,6 +83,12 @@ class Config:
         check_choice("profile", self.profile, (*PROFILES, "all"))
         check(self.kind in KINDS, "kind", self.kind, one_of(KINDS))
         check(self.target in TARGETS, "target", self.target, one_of(TARGETS))
+        namespaces = {
+            "namespace": self.namespace,
+            "kubernetes.namespace": self.kubernetes.namespace,
+        }
+        for key, value in namespaces.items():
+            check(DNS_1123.fullmatch(value) is not None, key, value, NAMES)
         for profile in PROFILES if self.profile == "all" else (self.profile,):
             self._check_pools(profile)
         if self.workload != "all":
@@ -206,6 +104,10 @@ class Config:
             check_config(self)
         elif self.action not in ("render", "validate"):
             self._check_target()
+        if self.action in ("render", "submit") and self.manifest is None and not self.plans():
+            wanted = f"workload={self.workload} profile={self.profile} kind={self.kind}"
+            raise UserError(f"{wanted}: no workload is that: must be another combination")
+        self._check_ignored()
 
     def plans(self) -> list[tuple[str, str]]:
         """The pairs of workload and profile that `workload`, `profile` and `kind` mean."""
@@ -227,6 +129,10 @@ class Config:
     def kind_of(self, workload: str) -> str:
         """`cluster`, `job`, `service` or `cron`."""
         return self.describe(workload).kind if self.kind == "auto" else self.kind
+
+    def is_service(self, name: str) -> bool:
+        """Whether it is the name of a workload that is an application of Ray Serve."""
+        return name in WORKLOADS and self.describe(name).kind == "service"
 
     @property
     def on_volume(self) -> bool:
@@ -252,14 +158,37 @@ class Config:
         check(self.kind in allowed, "kind", self.kind, f"{one_of(allowed)} for {workload}")
 
     def _check_storage(self) -> None:
-        path, allowed = self.storage.path, f"in {MOUNT}, or start with s3://, gs:// or abfs://"
+        path, allowed = self.storage.path, f"in {MOUNT}, or start with s3:// or gs://"
         if "://" in path:
             scheme, _, rest = path.partition("://")
+            if scheme in AZURE_SCHEMES:
+                why = "the images have no adlfs, which Azure's store needs"
+                raise UserError(f"storage.path={path}: {why}: must be {allowed}")
             check(scheme in CLOUD_SCHEMES and bool(rest.strip("/")), "storage.path", path, allowed)
         else:
             pure = PurePosixPath(path)
             ok = pure.is_relative_to(MOUNT) and ".." not in pure.parts
             check(ok, "storage.path", path, f"{allowed}: workers share no other directory")
+
+    def _check_ignored(self) -> None:
+        """Refuses what would be ignored: nobody wants another job than they think."""
+        if self.manifest is not None:
+            for key, unset in (("workload", "all"), ("profile", "all"), ("kind", "auto")):
+                self._check_unset(key, unset, "without manifest=, which says it all")
+            self._check_unset("overrides", [], "without manifest=, which says it all")
+            if self.action != "rehearse":
+                self._check_unset("source", None, "without manifest=")
+        if self.target == "ray" and self.action not in ("render", "validate", "rehearse"):
+            self._check_unset("kind", "auto", "with target=kubernetes")
+            if self.job.env and self.is_service(self.workload):
+                raise UserError(f"job.env: {self.workload} is no job: the cluster's pods have it")
+        elif self.job.env:
+            raise UserError("job.env: only with target=ray: workloads.NAME.env is in the pods")
+
+    def _check_unset(self, key: str, unset: object, when: str) -> None:
+        value = getattr(self, key)
+        if value != unset:
+            raise UserError(f"{key}={value}: only {when}")
 
     def _check_target(self) -> None:
         one_manifest = self.target == "kubernetes" and self.manifest is not None
@@ -271,6 +200,11 @@ class Config:
                 self.job.id is not None, "job.id", self.job.id, f"given with action={self.action}"
             )
         if self.target == "ray":
+            if self.action == "logs" and self.is_service(str(self.job.id)):
+                raise UserError(
+                    f"action=logs: {self.job.id} is an application of Ray Serve, which has no log "
+                    "of a job: its replicas' are in the dashboard, page Serve, and on the nodes"
+                )
             check(self.manifest is None, "manifest", self.manifest, "null with target=ray")
             address = self.cluster.address or ""
             ok = urlsplit(address).scheme in ("http", "https") and bool(urlsplit(address).hostname)
@@ -285,20 +219,3 @@ def kinds_of(workload: WorkloadConfig) -> tuple[str, ...]:
     if workload.kind == "service":
         return ("auto", "cluster", "service")
     return ("auto", "cluster", "job", "cron")
-
-
-def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuses a name that does not exist, with the nearest that does.
-
-    Raises:
-        UserError: Names the key.
-    """
-    if value not in allowed:
-        near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{key}={value}: must be {one_of(allowed)}{hint}")
-
-
-def one_of(names: tuple[str, ...]) -> str:
-    """`one of a, b`."""
-    return f"one of {', '.join(names)}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import kubernetes_validate
 
-from kuberay_deploy import pod_checks
+from kuberay_deploy import pod_checks, selector_checks
 from kuberay_deploy.findings import At, Finding, nearest, one_of, without_nulls
 from kuberay_deploy.labels import SUBDOMAIN
 
@@ -91,6 +91,8 @@ def _name(document: dict[str, Any], at: At) -> Iterator[Finding]:
 def _beyond_schema(document: dict[str, Any], at: At) -> Iterator[Finding]:
     """What the API server refuses, too, though the schema does not say it."""
     kind, spec = document["kind"], document.get("spec", {})
+    if kind == "NetworkPolicy":
+        yield from selector_checks.check_policy(spec, at("spec"))
     if kind == "PodDisruptionBudget" and {"minAvailable", "maxUnavailable"} <= set(spec):
         place = at("spec", "maxUnavailable")
         yield place.finding("both", "either minAvailable or maxUnavailable", "disruption-budget")

@@ -71,6 +71,16 @@ def download(cache: Path, url: str = URL.format(version=VERSION)) -> Crds:
     Raises:
         UserError: If a file cannot be had, or is not the one that was pinned.
     """
+    try:
+        _fill(cache, url)
+    except OSError as error:
+        hint = "must be a directory to write into, $XDG_CACHE_HOME or ~/.cache"
+        raise UserError(f"crds=download: {cache}: {error.strerror}: {hint}") from None
+    stamps = tuple((cache / name, 0, 0) for name in SHA256)
+    return _read_files(stamps, f"crds=download in {cache}")
+
+
+def _fill(cache: Path, url: str) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     for name, digest in SHA256.items():
         file = cache / name
@@ -83,8 +93,6 @@ def download(cache: Path, url: str = URL.format(version=VERSION)) -> Crds:
             part = file.with_suffix(".part")
             part.write_bytes(content)
             part.replace(file)
-    stamps = tuple((cache / name, 0, 0) for name in SHA256)
-    return _read_files(stamps, f"crds=download in {cache}")
 
 
 def _fetch(url: str) -> bytes:

@@ -12,13 +12,16 @@ from typing import Any
 import yaml
 
 from kuberay_deploy import pod_checks, ray_parser
+from kuberay_deploy.catalog import WORKLOADS
 from kuberay_deploy.cluster_spec import Spec, clusters, pod
 from kuberay_deploy.findings import At, Finding, nearest
 from kuberay_deploy.labels import LABEL_VALUE
 
-RAY_IMAGES = ("ray", "ray-ml", "ray-llm")
-# `2.60.0-py311-gpu` of Ray's own images, `0.1.0-ray2.60.0` of others.
+# Ray's own, and those of this repository, wherever they lie.
+RAY_IMAGES = ("ray", "ray-ml", "ray-llm", *WORKLOADS)
+# `2.60.0-py311-gpu` of these, `0.1.0-ray2.60.0` of others; and others that are named as these are.
 LEADING = re.compile(r"(\d+\.\d+\.\d+)(?![.\d])")
+ALIKE = re.compile(r"(2\.\d\d+\.\d+)(?:-\w+)*-(?:cpu|gpu|py3\d+)(?![\w.])")
 NAMED = re.compile(r"ray[-_.]?(\d+\.\d+\.\d+)(?![.\d])")
 PYTHON = re.compile(r"-py(3\d+)")
 SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
@@ -114,6 +117,10 @@ def _cluster(spec: Spec, at: At) -> Iterator[Finding]:
     if service not in SERVICE_TYPES:
         allowed = f"one of {', '.join(SERVICE_TYPES)}"
         yield at("headGroupSpec", "serviceType").finding(service, allowed, "choice")
+    for group, place in groups[1:]:
+        most, number = group.get("maxReplicas"), group.get("replicas")
+        if most is not None and number is not None and number > most:
+            yield place("replicas").finding(number, f"<= maxReplicas={most}", "replicas")
     for group, place in groups:
         pod_at = place("template", "spec")
         yield from pod_checks.check(pod(group), pod_at)
@@ -197,6 +204,6 @@ def ray_version(image: str) -> str | None:
     repository, _, tag = image.partition("@")[0].rpartition(":")
     if not repository or "/" in tag:
         return None
-    pattern = LEADING if repository.split("/")[-1] in RAY_IMAGES else NAMED
-    match = pattern.match(tag) if pattern is LEADING else pattern.search(tag)
+    known = repository.split("/")[-1] in RAY_IMAGES
+    match = NAMED.search(tag) or (LEADING if known else ALIKE).match(tag)
     return match[1] if match else None

@@ -179,6 +179,13 @@ def reason_in(text: str) -> str:
     return lines[-1] if "Traceback (most recent call last)" in text else lines[0]
 
 
+def why_not(app: dict[str, Any]) -> str:
+    """The state of an application, with the words of its first deployment that says something."""
+    words = [deployment["message"] for deployment in app["deployments"].values()]
+    reason = next(filter(None, [*words, app["message"]]), None)
+    return app["status"] + (f": {reason_in(reason)}" if reason else "")
+
+
 def os_reason(error: BaseException | None) -> str:
     """What the system said, below what the HTTP libraries made of it."""
     while error is not None:

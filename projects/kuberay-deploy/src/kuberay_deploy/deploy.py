@@ -30,8 +30,9 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.job_submission import JobStatus
 from ray_shared.errors import JobError, UserError
 
-from kuberay_deploy.dashboard import POLL_S, Dashboard, RefusedError, reason_in
+from kuberay_deploy.dashboard import POLL_S, Dashboard, RefusedError, why_not
 from kuberay_deploy.outcome import MARKER, JobLog, Outcome, Write
+from kuberay_deploy.overrides import refuse_ours
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,7 @@ def entrypoint(module: str, overrides: Sequence[str]) -> str:
         UserError: If an override sets what is set here.
     """
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key in OURS:
-            raise UserError(f"overrides: {override}: submitting a job sets {key} itself")
+        refuse_ours(override, OURS, below=False)
     command = shlex.join(["python", "-m", module, *overrides])
     return (
         # Whoever stops the job stops its shell, too; that one still has to print the result.
@@ -256,16 +255,25 @@ def deploy(
     else:
         config = config | {"applications": ours}
     dashboard.serve("PUT", config)
+    return _addresses(dashboard, wait_until_running(dashboard, names, timeout_s))
+
+
+def wait_until_running(dashboard: Dashboard, names: set[str], timeout_s: float) -> dict[str, Any]:
+    """Waits until these applications run; what Serve then says about each.
+
+    Raises:
+        JobError: If one fails, or they do not run in time.
+    """
     logger.info("waiting until %s runs", ", ".join(sorted(names)))
     now: dict[str, Any] = {}
     for found in dashboard.serve_states(timeout_s):
         now = {name: app for name, app in found.items() if name in names}
         for name, app in now.items():
             if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise JobError(f"{name}: {_why_not(app)}")
+                raise JobError(f"{name}: {why_not(app)}")
         if {name for name, app in now.items() if app["status"] == "RUNNING"} == names:
-            return _addresses(dashboard, now)
-    state = "; ".join(f"{name}: {_why_not(app)}" for name, app in now.items()) or "nothing known"
+            return now
+    state = "; ".join(f"{name}: {why_not(app)}" for name, app in now.items()) or "nothing known"
     raise JobError(f"{state} after {timeout_s:g} s; it goes on, action=status shows how")
 
 
@@ -310,10 +318,3 @@ def _addresses(dashboard: Dashboard, apps: dict[str, Any]) -> dict[str, str]:
     here = urlsplit(dashboard.get_address()).hostname
     host = here if http["host"] in ("0.0.0.0", "::") else http["host"]
     return {n: f"http://{host}:{http['port']}{apps[n]['route_prefix'] or ''}" for n in sorted(apps)}
-
-
-def _why_not(app: dict[str, Any]) -> str:
-    """The state of an application, with the words of its first deployment that says something."""
-    words = [deployment["message"] for deployment in app["deployments"].values()]
-    reason = next(filter(None, [*words, app["message"]]), None)
-    return app["status"] + (f": {reason_in(reason)}" if reason else "")

@@ -26,6 +26,10 @@ Write = Callable[[str], None]
 PATIENCE_S = 60.0
 """How long the API server may be away until a wait gives up."""
 POLL_S = 2.0
+INSTANCE = "app.kubernetes.io/instance"
+OURS = {"app.kubernetes.io/part-of": "ray-ref"}
+AROUND = (("networking.k8s.io/v1", "NetworkPolicy"), ("policy/v1", "PodDisruptionBudget"))
+"""Of a rendered file, beside the resource that is followed."""
 
 
 def submit(api: Api, documents: Sequence[Document]) -> list[str]:
@@ -40,14 +44,19 @@ def submit(api: Api, documents: Sequence[Document]) -> list[str]:
 
     Raises:
         UserError: If something that they need is missing, the server refuses one, or a job of this
-            name has already run.
+            name is there already.
         JobError: If the server fails; then nothing of what is new stays.
     """
     documents = sorted(documents, key=lambda document: document["kind"] != "Namespace")
     for document in documents:
-        _check_not_over(api, document)
+        if not document["metadata"].get("name"):
+            generated = f"{document['kind']}: metadata.generateName"
+            raise UserError(f"{generated}: what is applied needs a name of its own: metadata.name")
+    for document in documents:
+        _check_new_job(api, document)
     _check_secrets(api, documents)
     created: list[Document] = []
+    trying: list[Document] = []
     try:
         # What lies in a namespace can be tried only once that is there.
         for batch in (
@@ -57,11 +66,13 @@ def submit(api: Api, documents: Sequence[Document]) -> list[str]:
             for document in batch:
                 api.apply(document, dry_run=True)
             for document in batch:
-                is_new = _existing(api, document) is None
+                trying = [document] if _existing(api, document) is None else []
                 api.apply(document, dry_run=False)
-                created += [document] if is_new else []
-                logger.info("%s %s", name_of(document), "created" if is_new else "applied")
-    except (UserError, JobError):
+                logger.info("%s %s", name_of(document), "created" if trying else "applied")
+                created, trying = created + trying, []
+    except BaseException as error:  # Also Ctrl-C, which may come between a request and its answer.
+        # What was refused is not there, or is somebody else's.
+        created += [] if isinstance(error, UserError) else trying
         for document in reversed(created):
             with contextlib.suppress(UserError, JobError):
                 api.delete(document)
@@ -74,16 +85,17 @@ def _existing(api: Api, document: Document) -> Document | None:
     return api.get(document["apiVersion"], document["kind"], name, namespace)
 
 
-def _check_not_over(api: Api, document: Document) -> None:
-    """Refuses a job that has ended: to apply it again would start nothing, and look done."""
-    if document["kind"] != "RayJob":
+def _check_new_job(api: Api, document: Document) -> None:
+    """Refuses a job that is there: to apply it again would start nothing, and look done."""
+    existing = _existing(api, document) if document["kind"] == "RayJob" else None
+    if existing is None or (state := state_of(existing)).phase.startswith("Suspend"):
         return
-    existing = _existing(api, document)
-    if existing is not None and (state := state_of(existing)).ended:
-        raise UserError(
-            f"{state.name}: has already run ({state.phase}): delete it with action=stop "
-            f"job.id={state.name}, or give this one another name"
-        )
+    found = "has already run" if state.ended else "is there already"
+    follow = "delete it" if state.ended else f"follow it (action=wait job.id={state.name}), end it"
+    raise UserError(
+        f"{state.name}: {found} ({state.phase}): {follow} with action=stop "
+        f"job.id={state.name}, or give this one another name"
+    )
 
 
 def _check_secrets(api: Api, documents: Sequence[Document]) -> None:
@@ -156,7 +168,7 @@ def wait(api: Api, reference: str, timeout_s: float) -> State:
 
 def _waiting_pod(api: Api, of: State) -> str:
     """Why the first pod that does not run does not run, if one says so."""
-    for pod in _pods(api, f"ray.io/cluster={of.cluster}") if of.cluster else []:
+    for pod in api.find("v1", "Pod", f"ray.io/cluster={of.cluster}") if of.cluster else []:
         status = pod.get("status", {})
         for container in status.get("containerStatuses", []):
             waiting = container.get("state", {}).get("waiting", {})
@@ -169,13 +181,6 @@ def _waiting_pod(api: Api, of: State) -> str:
     return ""
 
 
-def _pods(api: Api, selector: str) -> list[Document]:
-    pods = api.resource("v1", "Pod")
-    with explained("pods"):
-        found = pods.get(namespace=api.namespace, label_selector=selector)
-        return list(found.to_dict()["items"])
-
-
 def logs(api: Api, reference: str, write: Write) -> None:
     """Writes what a job has printed so far, or the log of a cluster's head.
 
@@ -184,19 +189,22 @@ def logs(api: Api, reference: str, write: Write) -> None:
     """
     document = _find(api, reference)
     now = state_of(document)
-    container, selector = "", f"ray.io/cluster={now.cluster},ray.io/node-type=head"
+    container, selector = None, f"ray.io/cluster={now.cluster},ray.io/node-type=head"
     if document["kind"] == "RayJob":
         mode = document["spec"].get("submissionMode", "K8sJobMode")
         if mode == "K8sJobMode":  # A pod of its own passes the driver's log on.
             selector = f"job-name={document['metadata']['name']}"
         elif mode == "SidecarMode":
             container = "ray-job-submitter"
-    pods = [pod for pod in _pods(api, selector) if pod["status"].get("phase") != "Pending"]
+    pods = [
+        pod for pod in api.find("v1", "Pod", selector) if pod["status"].get("phase") != "Pending"
+    ]
     if not pods:
         raise UserError(f"job.id={reference}: has no pod with a log yet, or none any more")
     newest = max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
     path = f"/api/v1/namespaces/{api.namespace}/pods/{newest['metadata']['name']}/log"
-    query = [("container", container)] if container else []
+    # Beside Ray's, which is the first, a head has the autoscaler's: one must be named.
+    query = [("container", container or newest["spec"]["containers"][0]["name"])]
     with explained(f"the log of {newest['metadata']['name']}"):
         answer = api.client.request("get", path, query_params=query, serialize=False)
         for chunk in answer.stream(decode_content=True):
@@ -204,7 +212,9 @@ def logs(api: Api, reference: str, write: Write) -> None:
 
 
 def stop(api: Api, reference: str, timeout_s: float) -> None:
-    """Deletes a resource with its pods, and waits until it is gone.
+    """Deletes a resource with its pods and what its file holds for them, and waits for its end.
+
+    That are the NetworkPolicies and PodDisruptionBudgets with the same instance label.
 
     Raises:
         UserError: If there is no such resource.
@@ -212,6 +222,13 @@ def stop(api: Api, reference: str, timeout_s: float) -> None:
     """
     document = _find(api, reference)
     api.delete(document)
+    labels = document["metadata"].get("labels") or {}
+    for version, kind in AROUND if OURS.items() <= labels.items() and INSTANCE in labels else ():
+        try:
+            for each in api.find(version, kind, f"{INSTANCE}={labels[INSTANCE]}"):
+                api.delete({"apiVersion": version, "kind": kind} | each)
+        except UserError as error:
+            logger.warning("not deleted: %s", error)
     deadline = time.monotonic() + timeout_s
     while _existing(api, document) is not None:
         if time.monotonic() > deadline:

@@ -97,9 +97,12 @@ def parse(text: str, name: str) -> list[Document]:
                 if document is None:
                     continue
                 if not isinstance(document, dict):
-                    kind = type(document).__name__
-                    raise UserError(f"{name}: line {line}: found a {kind}; allowed: a mapping")
+                    kind = "a list" if isinstance(document, list) else "a value"
+                    allowed = "an object with apiVersion and kind; '---' stands between two"
+                    raise UserError(f"{name}: line {line}: found {kind}; allowed: {allowed}")
                 documents.append(document)
+    except UserError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0

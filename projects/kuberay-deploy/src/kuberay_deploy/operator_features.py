@@ -17,6 +17,23 @@ FEATURE_RULES = {
     "network-policy-group": "validateNetworkPolicy",
     "tls-env": "validateTLSOptions",
 }
+DEFAULT_GATES = frozenset(
+    {
+        "RayClusterStatusConditions",
+        "RayJobDeletionPolicy",
+        "RayMultiHostIndexing",
+        "RayServiceIncrementalUpgrade",
+    }
+)
+"""The operator's own defaults; `features.go` of 1.7."""
+ALL_GATES = (
+    *sorted(DEFAULT_GATES),
+    "GCSFaultToleranceEmbeddedStorage",
+    "RayClusterHistoryServer",
+    "RayClusterMTLS",
+    "RayClusterNetworkPolicy",
+    "RayCronJob",
+)
 TLS_ENV = ("RAY_USE_TLS", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 

@@ -17,6 +17,7 @@ from kuberay_deploy.cluster_spec import autoscales, pod
 from kuberay_deploy.findings import At, Finding
 from kuberay_deploy.labels import DNS_1035
 from kuberay_deploy.operator_cluster import CLUSTER_RULES, check_cluster
+from kuberay_deploy.operator_features import DEFAULT_GATES
 
 # Name of each rule, and the function of validation.go that it follows.
 RULES = CLUSTER_RULES | {
@@ -46,15 +47,6 @@ RULES = CLUSTER_RULES | {
     "cron-schedule": "ValidateRayCronJobSpec",
     "cron-time-zone": "ValidateRayCronJobSpec",
 }
-# The operator's own defaults; `features.go` of 1.7.
-DEFAULT_GATES = frozenset(
-    {
-        "RayClusterStatusConditions",
-        "RayJobDeletionPolicy",
-        "RayMultiHostIndexing",
-        "RayServiceIncrementalUpgrade",
-    }
-)
 # The longest name of a service that the operator makes from that of a cluster must be <= 63; jobs
 # and services append 6 characters to make the cluster's, a cron job 11 more to make the job's.
 NAME_LENGTHS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}

@@ -33,16 +33,28 @@ class JobLog:
         self._length += len(new)
         *lines, self._line = (self._line + new).split("\n")
         for line in lines:
-            if line.startswith(MARKER):
-                self.result = json.loads(line.removeprefix(MARKER))
-            else:
+            result = _result_in(line)
+            if result is None:
                 self._write(line + "\n")
+            else:
+                self.result = result
 
     def flush(self) -> None:
         """Writes a last line without an end."""
         if self._line:
             self._write(self._line + "\n")
             self._line = ""
+
+
+def _result_in(line: str) -> dict[str, Any] | None:
+    """What the line with the marker holds; None if it is another's, or was torn."""
+    if not line.startswith(MARKER):
+        return None
+    try:
+        found = json.loads(line.removeprefix(MARKER))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from kuberay_deploy.findings import At, Finding, nearest
+from kuberay_deploy.labels import ENV_NAME
 
 Pod = dict[str, Any]
 
@@ -18,6 +19,12 @@ CHOICES = {
     "imagePullPolicy": ("Always", "IfNotPresent", "Never"),
     "terminationMessagePolicy": ("File", "FallbackToLogsOnError"),
 }
+# Sources of volumes that are nothing without a name. One without any source is an empty directory.
+NAMED_SOURCES = {"persistentVolumeClaim": "claimName", "hostPath": "path"}
+HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
+HOOKS = ("exec", "httpGet", "tcpSocket", "sleep")
+# Which KubeRay adds to Ray's container.
+ADDED_PORTS = ("metrics",)
 TOLERATION_OPERATORS = ("Exists", "Equal", "Lt", "Gt")
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 UNSATISFIABLE = ("DoNotSchedule", "ScheduleAnyway")
@@ -92,6 +99,10 @@ def _volumes(pod: Pod, at: At) -> Iterator[Finding]:
         if len(sources) > 1:
             found = " and ".join(sources)
             yield at("volumes", i).finding(found, "one source", "volume-source")
+        for key, name in NAMED_SOURCES.items():
+            if key in volume and not volume[key].get(name):
+                field = at("volumes", i, key, name)
+                yield field.finding(volume[key].get(name), "a name", "volume-source")
 
 
 def _container(container: Pod, pod: Pod, at: At) -> Iterator[Finding]:
@@ -112,6 +123,10 @@ def _container(container: Pod, pod: Pod, at: At) -> Iterator[Finding]:
     for key in ("livenessProbe", "readinessProbe", "startupProbe"):
         if key in container:
             yield from _probe(container[key], key, at(key))
+            yield from _action(container[key], container, HANDLERS, "probe", at(key))
+    for key, hook in container.get("lifecycle", {}).items():
+        if key in ("postStart", "preStop"):
+            yield from _action(hook, container, HOOKS, "lifecycle", at("lifecycle", key))
 
 
 def _ports(container: Pod, at: At) -> Iterator[Finding]:
@@ -133,6 +148,9 @@ def _ports(container: Pod, at: At) -> Iterator[Finding]:
 
 def _env(container: Pod, at: At) -> Iterator[Finding]:
     for i, variable in enumerate(container.get("env", [])):
+        if not ENV_NAME.fullmatch(variable["name"]):
+            allowed = "letters, digits and signs, but no '='"
+            yield at("env", i, "name").finding(variable["name"], allowed, "environment")
         if variable.get("value") and "valueFrom" in variable:
             allowed = "either value or valueFrom"
             yield at("env", i).finding("both", allowed, "environment")
@@ -189,15 +207,29 @@ def _security(context: dict[str, Any], at: At) -> Iterator[Finding]:
 
 
 def _probe(probe: dict[str, Any], kind: str, at: At) -> Iterator[Finding]:
-    actions = [key for key in ("exec", "httpGet", "tcpSocket", "grpc") if key in probe]
-    if len(actions) != 1:
-        found = " and ".join(actions) or "no action"
-        yield at.finding(found, "one of exec, httpGet, tcpSocket, grpc", "probe")
     for key in ("periodSeconds", "timeoutSeconds", "failureThreshold", "successThreshold"):
         if probe.get(key, 1) < 1:
             yield at(key).finding(probe[key], ">= 1", "probe")
     if kind != "readinessProbe" and probe.get("successThreshold", 1) != 1:
         yield at("successThreshold").finding(probe["successThreshold"], "1", "probe")
+
+
+def _action(
+    handler: dict[str, Any], container: Pod, known: Collection[str], rule: str, at: At
+) -> Iterator[Finding]:
+    """A probe or a hook does one thing, and at a port that is there."""
+    actions = [key for key in known if key in handler]
+    if len(actions) != 1:
+        found = " and ".join(actions) or "no action"
+        yield at.finding(found, f"one of {', '.join(known)}", rule)
+    names = [port["name"] for port in container.get("ports", []) if port.get("name")]
+    for action in set(actions) & {"httpGet", "tcpSocket"}:
+        port, place = handler[action].get("port"), at(action, "port")
+        if isinstance(port, int) or str(port).isdecimal():
+            if not 1 <= int(port) <= 65535:
+                yield place.finding(port, "1 to 65535", rule)
+        elif port not in (*names, *ADDED_PORTS):
+            yield place.finding(port, f"a port of the container: {', '.join(names)}", rule)
 
 
 def _scheduling(pod: Pod, at: At) -> Iterator[Finding]:

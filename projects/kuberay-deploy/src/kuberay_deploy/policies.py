@@ -43,13 +43,20 @@ def network_policies(plan: Plan) -> list[Document]:
     # The API server is no pod: only an address can be named, before or after its translation.
     api = _block(plan.config.platform.api_server_cidr)
     head_egress: list[Document] = [{"to": [api], "ports": _tcp(443, 6443)}]
-    if uses_redis(plan):  # Wherever it is.
+    redis: list[Document] = []
+    if uses_redis(
+        plan
+    ):  # Wherever it is. A pod of the operator's deletes there what the head left.
         port = int(plan.config.kubernetes.redis_address.rpartition(":")[2])
-        head_egress.append({"ports": _tcp(port)})
+        rules = [{"ports": _tcp(port)}]
+        head_egress += rules
+        cleanup = {"ray.io/node-type": "redis-cleanup"}
+        redis.append(_policy(plan, f"{plan.name}-redis", cleanup, [], rules))
     return [
         _policy(plan, plan.name, {}, ingress, egress),
         # Not `-head`: the operator would give that name to a policy of its own.
         _policy(plan, f"{plan.name}-api", {"ray.io/node-type": "head"}, head_ingress, head_egress),
+        *redis,
     ]
 
 

@@ -19,6 +19,9 @@ from kuberay_deploy.policies import disruption_budgets, metadata, network_polici
 API = "ray.io/v1"
 # What a job may wait for nodes and images before it counts as failed.
 PRE_RUNNING_S = 1800
+# After which the autoscaler gives up pods that no node takes, and turns to the other group: an hour
+# unless it is said. Longer than a node and an image take, shorter than any workload waits.
+FALLBACK_S = 300
 # Of each pod, where runs live in an object store: for what must be a directory.
 LOCAL_RUNS = "/tmp/ray/runs"
 # A RayService: time that requests under way on the old cluster have after the switch.
@@ -132,7 +135,8 @@ def job_spec(plan: Plan) -> Document:
         "submitterConfig": {"backoffLimit": 2},
         "submitterPodTemplate": pods.submitter(plan),
     }
-    # A time to live, or rules; the operator refuses both together.
+    # A time to live, or rules; the operator refuses both together. No rule knows a job that was
+    # stopped: its head stays until somebody deletes the job.
     if chosen.keep_failed_s:
         done = {"jobStatus": "SUCCEEDED", "ttlSeconds": chosen.keep_done_s}
         failed = {"jobDeploymentStatus": "Failed", "ttlSeconds": chosen.keep_failed_s}
@@ -188,6 +192,9 @@ def cluster_spec(plan: Plan) -> Document:
             "volumeMounts": [pods.token_mount()],
         },
     }
+    if plan.chosen.spot:
+        name = "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"
+        spec["autoscalerOptions"]["env"] = [{"name": name, "value": str(FALLBACK_S)}]
     if uses_redis(plan):
         # No namespace in Redis is named: an old and a new cluster would share it.
         secret = {"name": config.kubernetes.redis_secret, "key": "password"}
@@ -205,14 +212,17 @@ def cluster_spec(plan: Plan) -> Document:
 def worker_groups(plan: Plan) -> list[Document]:
     """Of spot nodes with a fallback, of nodes with GPUs, or of plain ones."""
     platform, variant = plan.config.platform, plan.variant
-    fixed = {"replicas": variant.workers, "minReplicas": variant.workers}
+    # The idle workers of a job that has ended go, whatever became of it: only the head stays.
+    fewest = 0 if plan.kind in ("job", "cron") else variant.workers
+    fixed = {"replicas": variant.workers, "minReplicas": fewest}
     if plan.chosen.gpu:
         return [_group(plan, "gpu", platform.gpu, fixed)]
     if not plan.chosen.spot:
         return [_group(plan, "workers", platform.on_demand, fixed)]
     # The autoscaler takes the group of higher priority, unless its nodes have failed to come. No
-    # group has a fewest number: that could not be met while there are no spot nodes.
-    spot = {"replicas": variant.workers, "minReplicas": 0, "priority": 10}
+    # group has workers of its own: without spot nodes the cluster would never be ready, and the
+    # job not start that asks for others.
+    spot = {"replicas": 0, "minReplicas": 0, "priority": 10}
     fallback = {"replicas": 0, "minReplicas": 0, "priority": 0}
     return [
         _group(plan, "spot", platform.spot, spot),
@@ -259,4 +269,5 @@ def to_yaml(*documents: Document) -> str:
 
 def manifest(plan: Plan, command: str) -> str:
     """The file: how it was made, then its documents."""
-    return f"# Written by: {command}\n" + to_yaml(*render(plan))
+    comment = command.replace("\n", "\n# ")
+    return f"# Written by: {comment}\n" + to_yaml(*render(plan))

@@ -8,10 +8,10 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from kuberay_deploy import core, cross_checks, operator_rules, schema
+from kuberay_deploy import core, cross_checks, operator_rules, schema, selector_checks
 from kuberay_deploy.crds import Crds
 from kuberay_deploy.findings import At, Finding, document_name, one_of, without_nulls
-from kuberay_deploy.operator_rules import DEFAULT_GATES
+from kuberay_deploy.operator_features import DEFAULT_GATES
 
 __all__ = ["DEFAULT_GATES", "Finding", "check"]
 
@@ -51,6 +51,7 @@ def _check_document(
         if not isinstance(value, str) or not value:
             yield at(key).finding(value, "a text, such as ray.io/v1 and RayJob", "kind")
             return
+    yield from selector_checks.check_labels(document, at)
     if str(version).partition("/")[0] != "ray.io":
         yield from core.check(document, at)
     elif kind not in KINDS:

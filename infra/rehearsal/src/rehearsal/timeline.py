@@ -1,0 +1,203 @@
+"""What happened when: printed as it happens, and kept as JSON and as a picture."""
+
+import json
+import logging
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+QUIET = ("step",)
+"""Kinds that come too often to be printed."""
+COLORS = {"pending": "#c9c9c9", "starting": "#8fb8de", "ready": "#3a7d44", "leaving": "#e0a030"}
+LABEL_ROOM = 0.015
+"""Of the width: for a label that stands upright."""
+FAULT_COLOR, JOB_COLOR = "#b3261e", "#444444"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened."""
+
+    time_s: float
+    """Since the rehearsal began."""
+    kind: str
+    """`demand`, `patch`, `pod`, `started`, `ready`, `job`, `step`, `idle`, `fault`, `leaving`,
+    `removed`, `request` or `note`."""
+    subject: str
+    """The pod, group or job that it is about."""
+    text: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Timeline:
+    """Events of several threads, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+
+    def now(self) -> float:
+        """Seconds since the rehearsal began."""
+        return time.monotonic() - self._began
+
+    def add(self, kind: str, subject: str, text: str = "", **data: Any) -> Event:
+        """Records an event that happens now."""
+        event = Event(round(self.now(), 2), kind, subject, text, data)
+        with self._lock:
+            self._events.append(event)
+        if kind not in QUIET:
+            logger.info("%7.1f s  %-8s %s  %s", event.time_s, kind, subject, text)
+        return event
+
+    def patched(self, cluster: str, patch: Any) -> None:
+        """Records what the autoscaler asks the API server for, in few words."""
+        words = []
+        for operation in patch if isinstance(patch, list) else []:
+            name, value = str(operation["path"]).rsplit("/", 1)[-1], operation.get("value")
+            if isinstance(value, dict):
+                value = ", ".join(value.get("workersToDelete", [])) or "none"
+                name = "workersToDelete"
+            words.append(f"{name}: {value}")
+        self.add("patch", cluster, "; ".join(words), patch=patch)
+
+    @property
+    def events(self) -> list[Event]:
+        """All so far."""
+        with self._lock:
+            return list(self._events)
+
+    def first(self, kind: str, **data: Any) -> Event | None:
+        """The first event of a kind with these data."""
+        return next(iter(self.all(kind, **data)), None)
+
+    def all(self, kind: str, **data: Any) -> list[Event]:
+        """All events of a kind with these data."""
+        wanted = data.items()
+        return [e for e in self.events if e.kind == kind and wanted <= e.data.items()]
+
+    def write(self, path: Path) -> None:
+        """Saves it as JSON."""
+        path.write_text(json.dumps([asdict(event) for event in self.events], indent=1) + "\n")
+
+
+def metrics(events: list[Event]) -> dict[str, Any]:
+    """The numbers of a rehearsal.
+
+    Returns:
+        `scaled_up_to`: the most workers that were ready at one time; `scaled_down_to`: those that
+        were left at the end; `time_to_scale_up_s`: from the job's submission until so many were
+        ready; `time_to_scale_down_s`: from the job's end until the last change of their number;
+        `steps_redone`: steps of the job that were done again after a loss. None where it did not
+        happen.
+    """
+    ready: set[str] = set()
+    most, up_at, down_at = 0, None, None
+    submitted = next((e.time_s for e in events if e.kind == "job" and e.text == "submitted"), None)
+    ended = next((e.time_s for e in reversed(events) if e.data.get("ended")), None)
+    left: set[str] = set()
+    for event in events:
+        if event.data.get("role") != "worker":
+            continue
+        if event.kind == "pod":
+            left.add(event.subject)
+        elif event.kind == "ready":
+            ready.add(event.subject)
+            if len(ready) > most:
+                most, up_at = len(ready), event.time_s
+        elif event.kind in ("leaving", "removed"):
+            ready.discard(event.subject)
+            if event.kind == "removed":
+                left.discard(event.subject)
+                if ended is not None and event.time_s >= ended:
+                    down_at = event.time_s
+    return {
+        "scaled_up_to": most,
+        "scaled_down_to": len(left),
+        "time_to_scale_up_s": _between(submitted, up_at),
+        "time_to_scale_down_s": _between(ended, down_at),
+        "steps_redone": steps_redone(events),
+    }
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else round(end - start, 2)
+
+
+def steps_redone(events: list[Event]) -> int | None:
+    """How many steps the job did again, as far as it has reported its steps.
+
+    A job that goes on from a checkpoint reports `start` with the step after which it goes on.
+    """
+    redone, furthest, seen = 0, 0, False
+    for event in events:
+        if event.kind != "step":
+            continue
+        seen = True
+        if event.data.get("event") == "start":
+            redone += max(0, furthest - event.data["step"])
+            furthest = event.data["step"]
+        furthest = max(furthest, event.data["step"])
+    return redone if seen else None
+
+
+def draw(events: list[Event], path: Path, title: str) -> None:
+    """Saves a picture: a bar for each pod, the job's steps below, faults as lines."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    pods = [e.subject for e in events if e.kind == "pod"]
+    end = max((e.time_s for e in events), default=1.0)
+    height = 1.8 + 0.4 * max(1, len(pods))
+    figure, (bars, steps) = plt.subplots(
+        2, 1, sharex=True, figsize=(11, height + 1.8), height_ratios=[height, 1.8]
+    )
+    for row, name in enumerate(pods):
+        for start, stop, state in phases(events, name, end):
+            bars.barh(row, stop - start, left=start, color=COLORS[state], height=0.6)
+    bars.set_yticks(range(len(pods)), pods, fontsize=7)
+    bars.invert_yaxis()
+    bars.set_title(title, fontsize=10, loc="left")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in COLORS.values()]
+    bars.legend(handles, COLORS, fontsize=7, loc="lower right", ncols=4)
+    done = [(e.time_s, e.data["step"]) for e in events if e.kind == "step" and "step" in e.data]
+    if done:
+        steps.plot(*zip(*done, strict=True), color=JOB_COLOR, marker=".", markersize=3)
+    steps.set_ylabel("job step", fontsize=8)
+    steps.set_xlabel("seconds", fontsize=8)
+    labelled = -end
+    for event in events:
+        color = {"fault": FAULT_COLOR, "job": JOB_COLOR}.get(event.kind)
+        if color is None:
+            continue
+        for axes in (bars, steps):
+            axes.axvline(event.time_s, color=color, linewidth=0.8, linestyle="--")
+        if event.time_s - labelled > LABEL_ROOM * end:
+            place = {"transform": steps.get_xaxis_transform(), "rotation": 90, "va": "top"}
+            steps.text(event.time_s, 1.0, f" {event.text}", fontsize=6, color=color, **place)
+            labelled = event.time_s
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def phases(events: list[Event], pod: str, end: float) -> list[tuple[float, float, str]]:
+    """Start, end and state of each phase of a pod's life."""
+    states = {"pod": "pending", "started": "starting", "ready": "ready", "leaving": "leaving"}
+    changes = [(e.time_s, e.kind) for e in events if e.subject == pod]
+    found: list[tuple[float, float, str]] = []
+    since, state = 0.0, ""
+    for moment, kind in changes:
+        if kind in states or kind == "removed":
+            if state:
+                found.append((since, moment, state))
+            since, state = moment, states.get(kind, "")
+    if state:
+        found.append((since, end, state))
+    return found
