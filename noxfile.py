@@ -23,6 +23,9 @@ PROJECTS = {
     "kuberay-deploy": "projects/kuberay-deploy",
 }
 
+# Packages of this repository that a project works with where they are there; not in a starter.
+BESIDE = {"kuberay-deploy": ["infra/rehearsal"]}
+
 RAY = "2.60.0"
 MOTO = "moto[server]==5.2.5"
 MYPY = "mypy==2.4.1"
@@ -87,8 +90,10 @@ def add_project(name: str, folder: str) -> None:
     def project(session: nox.Session) -> None:
         """Test the project, then run its job; with overrides after `--`: only the job."""
         lock = ROOT / folder / "requirements.lock"
-        packages = ["--no-deps", "-e", str(SHARED), "-e", str(ROOT / folder)]
-        pyprojects = [SHARED / "pyproject.toml", ROOT / folder / "pyproject.toml"]
+        beside = [ROOT / path for path in BESIDE.get(name, []) if (ROOT / path).is_dir()]
+        folders = [SHARED, ROOT / folder, *beside]
+        packages = ["--no-deps", *(arg for path in folders for arg in ("-e", str(path)))]
+        pyprojects = [path / "pyproject.toml" for path in folders]
         pip_install(session, [["-r", str(lock)], packages], [lock, *pyprojects])
         if not session.posargs:
             run_pytest(session, Path(session.bin), f"{folder}/tests", "-m", "not fault")

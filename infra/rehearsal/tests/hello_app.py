@@ -5,7 +5,8 @@ from typing import Any
 from ray import serve
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0.5})
+# Two: an update of a single one leaves its pod without any, and so unready, for a moment.
+@serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 0.5})
 class Hello:
     """Says one word."""
 
