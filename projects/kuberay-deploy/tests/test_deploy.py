@@ -123,6 +123,7 @@ def test_refused_override_is_the_users_mistake(cluster: Dashboard) -> None:
         outcome.check()
 
 
+@pytest.mark.fault
 def test_failed_command_is_not_done(cluster: Dashboard) -> None:
     job_id = deploy.submit(cluster, "echo about to fail; exit 3", [])
     outcome = deploy.wait(cluster, job_id, LONG_S)
@@ -133,6 +134,7 @@ def test_failed_command_is_not_done(cluster: Dashboard) -> None:
     assert "about to fail\n" in written
 
 
+@pytest.mark.fault
 def test_environment_reaches_the_command(cluster: Dashboard, tmp_path: Path) -> None:
     package = hello(tmp_path)
     script = "import hello_app, os; print(hello_app.Hello.name, os.environ['WORD'])"
