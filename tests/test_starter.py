@@ -1,5 +1,9 @@
 """A copied starter is complete, stands alone, and passes its own `nox`."""
 
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -8,6 +12,19 @@ import pytest
 from .repository import PROJECTS, ROOT, nox, package
 
 NAME = next(iter(PROJECTS))
+IMPORT = """
+import sys
+from importlib import import_module
+from pathlib import Path
+from ray_shared.config import compose
+package, folder = sys.argv[1:]
+for path in sorted(Path(folder, "src", package).glob("*.py")):
+    name = f"{package}.{path.stem}".removesuffix(".__init__")
+    found = import_module(name).__file__
+    assert found.startswith(folder), f"{name} comes from {found}"
+assert import_module("ray_shared").__file__.startswith(folder)
+compose(import_module(f"{package}.config").Config, f"{package}.conf", [])
+"""
 
 
 @pytest.fixture(scope="module", params=PROJECTS)
@@ -97,8 +114,75 @@ def test_new_refuses_an_unknown_project(tmp_path: Path) -> None:
     assert f"must be one of {', '.join(PROJECTS)}" in done.stdout
 
 
+def test_starter_can_be_imported_and_composed(name: str, starter: Path) -> None:
+    python = ROOT / ".nox" / name / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", IMPORT, package(ROOT / PROJECTS[name]), str(starter)],
+        env=os.environ | {"PYTHONPATH": f"{starter}/src{os.pathsep}{starter}/shared/src"},
+        cwd=starter,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_starter_is_clean_by_its_own_settings(starter: Path) -> None:
+    for arguments in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *arguments, "."],
+            cwd=starter,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def git(folder: Path, *args: str) -> str:
+    """Runs git as a person who has told it a name; what it prints."""
+    person = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    command = ["git", "-C", str(folder), *person, *args]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("name", [NAME], indirect=True)
+def test_later_fix_can_be_brought_into_a_starter(name: str, starter: Path, tmp_path: Path) -> None:
+    mine, reference = tmp_path / "mine", tmp_path / "reference"
+    shutil.copytree(starter, mine)
+    git(tmp_path, "clone", "--quiet", str(ROOT), str(reference))
+    folder, module = PROJECTS[name], package(ROOT / PROJECTS[name])
+    changed = [f"{folder}/src/{module}/__init__.py", "shared/src/ray_shared/__init__.py"]
+    for file in changed:
+        with (reference / file).open("a") as lines:
+            lines.write("\n# mended\n")
+    git(reference, "commit", "--quiet", "--all", "--message=A fix")
+    for where, options in ((folder, []), ("shared", ["--directory=shared"])):
+        patch = tmp_path / "fix.patch"
+        patch.write_text(git(reference, "diff", "HEAD~..HEAD", f"--relative={where}"))
+        git(mine, "apply", "--3way", *options, str(patch))
+    assert "# mended" in (mine / "src" / module / "__init__.py").read_text()
+    assert "# mended" in (mine / "shared/src/ray_shared/__init__.py").read_text()
+
+
+# The tests of `shared` have run already, in a session of their own.
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [NAME], indirect=True)
+def test_one_starter_passes_its_own_nox(name: str, starter: Path) -> None:
+    try:
+        done = nox("-s", "lint", "types", name, cwd=starter, timeout_s=850)
+    finally:
+        shutil.rmtree(starter / ".nox", ignore_errors=True)  # More than a gigabyte.
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
 @pytest.mark.fault
 @pytest.mark.timeout(2700)
 def test_starter_passes_its_own_nox(starter: Path) -> None:
-    done = nox(cwd=starter, timeout_s=2600)
+    try:
+        done = nox(cwd=starter, timeout_s=2600)
+    finally:
+        shutil.rmtree(starter / ".nox", ignore_errors=True)
     assert done.returncode == 0, done.stdout[-5000:]
