@@ -8,7 +8,15 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from ray_shared.report import Report, flat, show_artifacts, show_table, versions
+from ray_shared.report import (
+    RESULT_LINE,
+    RESULT_TO_LOG,
+    Report,
+    flat,
+    show_artifacts,
+    show_table,
+    versions,
+)
 
 
 def test_result_holds_every_key(tmp_path: Path):
@@ -34,6 +42,18 @@ def test_result_holds_every_key(tmp_path: Path):
     }
     assert timings.keys() == {"job_s"}
     assert versions["python"] == platform.python_version()
+
+
+def test_result_is_printed_in_one_line_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    report = Report("tiny-job", tmp_path, {"path": Path("a")})
+    report.write("ok")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv(RESULT_TO_LOG, "1")
+    path = report.write("ok")
+    (line,) = filter(None, capsys.readouterr().out.split("\n"))
+    assert json.loads(line.removeprefix(RESULT_LINE)) == json.loads(path.read_text())
 
 
 def test_paths_and_other_objects_are_written_as_text(tmp_path: Path):

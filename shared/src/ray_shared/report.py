@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+RESULT_TO_LOG = "RAY_REF_RESULT_TO_LOG"
+"""Environment variable; if set, `result.json` is printed, too: for whoever sees only the log."""
+RESULT_LINE = "ray-ref result: "
+"""Begins the line that then holds it."""
 
 
 @dataclass
@@ -64,6 +71,10 @@ class Report:
         part = path.with_suffix(".part")
         part.write_text(json.dumps(result, indent=2, default=str) + "\n")
         part.replace(path)
+        if os.environ.get(RESULT_TO_LOG):
+            # In one write: others may print at the same time.
+            sys.stdout.write(f"\n{RESULT_LINE}{json.dumps(result, default=str)}\n")
+            sys.stdout.flush()
         return path
 
 

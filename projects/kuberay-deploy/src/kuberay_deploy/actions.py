@@ -141,7 +141,7 @@ def on_kubernetes(config: Config, report: Report) -> None:
             names = kubernetes.submit(api, documents)
             report.metrics["submitted"] = names
             for each in names if config.wait else []:
-                _follow_on_kubernetes(kubernetes.wait(api, each, timeout_s), report)
+                _follow_on_kubernetes(api, each, timeout_s, report)
             return
         api = api_server.connect(config.kubernetes.context, config.kubernetes.namespace)
         if config.action == "logs":
@@ -149,7 +149,7 @@ def on_kubernetes(config: Config, report: Report) -> None:
         elif config.action == "stop":
             kubernetes.stop(api, name, timeout_s)
         elif config.action == "wait":
-            _follow_on_kubernetes(kubernetes.wait(api, name, timeout_s), report)
+            _follow_on_kubernetes(api, name, timeout_s, report)
         else:
             state = kubernetes.state(api, name)
             report.metrics["status"] = state.phase
@@ -179,7 +179,7 @@ def _plans(config: Config) -> list[pods.Plan]:
     return [rendering.make_plan(config, w, p) for w, p in config.plans()]
 
 
-def _documents(config: Config) -> list[pods.Document]:
+def _documents(config: Config) -> list[manifests.Document]:
     """Those of `manifest`, or else of everything that is rendered."""
     if config.manifest is not None:
         return manifests.read(Path(config.manifest))
@@ -229,7 +229,7 @@ def _schemas_of_cluster(context: str | None, namespace: str) -> crds.Crds:
 
     api = api_server.connect(context, namespace)
 
-    def get(path: str) -> pods.Document:
+    def get(path: str) -> manifests.Document:
         with api_server.explained(path):
             return dict(api.client.request("get", path).to_dict())
 
@@ -292,8 +292,13 @@ def _follow_on_ray(config: Config, cluster: Any, job_id: str, report: Report) ->
     _show(report, {"job": job_id, "status": report.metrics["status"]})
 
 
-def _follow_on_kubernetes(state: Any, report: Report) -> None:
+def _follow_on_kubernetes(api: Any, name: str, timeout_s: float, report: Report) -> None:
+    from kuberay_deploy import kubernetes
+
+    state = kubernetes.wait(api, name, timeout_s)
     report.metrics |= {"status": state.phase, "cluster": state.cluster}
+    if name.startswith("RayJob/"):
+        report.metrics["result"] = kubernetes.result(api, name)
     state.check()
     _show(report, {state.name: state.phase, "cluster": state.cluster})
 

@@ -29,9 +29,10 @@ import aiohttp
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.job_submission import JobStatus
 from ray_shared.errors import JobError, UserError
+from ray_shared.report import RESULT_TO_LOG
 
 from kuberay_deploy.dashboard import POLL_S, Dashboard, RefusedError, why_not
-from kuberay_deploy.outcome import MARKER, JobLog, Outcome, Write
+from kuberay_deploy.outcome import JobLog, Outcome, Write
 from kuberay_deploy.overrides import refuse_ours
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ OURS = ("hydra.run.dir", "cluster", "cluster.mode", "cluster.address")
 
 
 def entrypoint(module: str, overrides: Sequence[str]) -> str:
-    """The shell command of a job: the workload joins the cluster, then its result is printed.
+    """The shell command of a job: the workload joins the cluster that runs it.
 
     Args:
         module: Import package of the workload, run with `python -m`.
@@ -58,14 +59,10 @@ def entrypoint(module: str, overrides: Sequence[str]) -> str:
         refuse_ours(override, OURS, below=False)
     command = shlex.join(["python", "-m", module, *overrides])
     return (
-        # Whoever stops the job stops its shell, too; that one still has to print the result.
+        # Whoever stops the job stops its shell, too; that one still has to clean up.
         "trap : TERM; out=$(mktemp -d); "
         f'{command} hydra.run.dir="$out" cluster=existing cluster.address="$RAY_ADDRESS"; '
-        'code=$?; cat "$out/error.log" 2>/dev/null; '
-        # In one line: others may write to the log at the same time.
-        f'[ -f "$out/result.json" ] && printf "\\n{MARKER}" && '
-        'tr -d "\\n" <"$out/result.json" && echo; '
-        'rm -rf "$out"; exit $code'
+        'code=$?; cat "$out/error.log" 2>/dev/null; rm -rf "$out"; exit $code'
     )
 
 
@@ -97,7 +94,7 @@ def submit(
         raise UserError(f"job.id={job_id}: there is such a job already ({status})")
     # The workload ships its packages to its workers itself, where it joins a cluster; Ray takes
     # this and what came with the job for a conflict, unless told which one wins.
-    variables = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"} | dict(env or {})
+    variables = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1", RESULT_TO_LOG: "1"} | dict(env or {})
     runtime_env: dict[str, Any] = {"env_vars": variables}
     if packages:  # Ray stumbles over an empty list.
         runtime_env["py_modules"] = [str(package) for package in packages]

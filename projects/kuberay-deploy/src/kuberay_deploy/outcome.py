@@ -7,11 +7,9 @@ from typing import Any
 
 from ray.job_submission import JobStatus
 from ray_shared.errors import JobError, UserError
+from ray_shared.report import RESULT_LINE
 
 from kuberay_deploy.dashboard import reason_in
-
-MARKER = "kuberay-deploy result: "
-"""Begins the line of a job's log that holds its `result.json`."""
 
 EXIT_USER = 2
 """A workload's exit code for a mistake in its overrides."""
@@ -48,10 +46,10 @@ class JobLog:
 
 def _result_in(line: str) -> dict[str, Any] | None:
     """What the line with the marker holds; None if it is another's, or was torn."""
-    if not line.startswith(MARKER):
+    if not line.startswith(RESULT_LINE):
         return None
     try:
-        found = json.loads(line.removeprefix(MARKER))
+        found = json.loads(line.removeprefix(RESULT_LINE))
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
