@@ -138,7 +138,7 @@ def tune(story: Story) -> str:
 def train(story: Story) -> str:
     """Features and hyperparameters to a model bundle."""
     storage = f"storage.path={story.storage}"
-    what = ["action=train", "dataset=trips", "run.name=model", *chosen(story)]
+    what = ["action=train", f"dataset={story.storage / 'trips'}", "run.name=model", *chosen(story)]
     metrics = story.run("data-preprocessing", "train", storage, *what)["metrics"]
     return f"a bundle; test RMSE {metrics['rmse']:.2f} minutes"
 
@@ -260,7 +260,7 @@ def ask(address: str, trips: list[dict[str, Any]]) -> list[float]:
 def render(story: Story) -> str:
     """The same three jobs and the service as manifests for Kubernetes, with what was chosen."""
     wanted = {
-        "data-preprocessing": ["action=train", "dataset=trips", *chosen(story)],
+        "data-preprocessing": ["action=train", "dataset=/mnt/runs/trips", *chosen(story)],
         "asha-pbt-tune": ["objective=xgboost", "space=trips", "objective.path=/mnt/runs/trips"],
         "serve-fastapi": ["+models.bundles.tuned=/mnt/runs/model/bundle"],
     }
@@ -307,9 +307,9 @@ def main() -> int:
             for name, project, work in STEPS:
                 story.step(name, project, lambda work=work: work(story))
     except StepError as error:
-        errors.print(f"error: {error}")
+        errors.print(f"\nerror: {error}")
         return 1
-    console.print(f"{time.monotonic() - started:.0f} s; everything is in {directory}")
+    console.print(f"\n{time.monotonic() - started:.0f} s; everything is in {directory}")
     return 0
 
 
