@@ -42,19 +42,23 @@ class Server:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def open_sockets(self) -> list[str]:
-        """Addresses beyond the loopback interface at which the job listens."""
+    def listening(self) -> list[tuple[str, str, int]]:
+        """Process, address and port of everything at which the job listens."""
         self.job.remember_family()
         found = []
         for pid in self.job.family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found += [
-                    f"{psutil.Process(pid).name()} {c.laddr.ip}:{c.laddr.port}"
+                    (psutil.Process(pid).name(), c.laddr.ip.removeprefix("::ffff:"), c.laddr.port)
                     for c in psutil.Process(pid).net_connections("inet")
                     if c.status == psutil.CONN_LISTEN
-                    and not c.laddr.ip.removeprefix("::ffff:").startswith("127.")
                 ]
         return found
+
+    def open_sockets(self) -> list[str]:
+        """Addresses beyond the loopback interface at which the job listens."""
+        found = self.listening()
+        return [f"{name} {ip}:{port}" for name, ip, port in found if not ip.startswith("127.")]
 
 
 @pytest.fixture(scope="session")

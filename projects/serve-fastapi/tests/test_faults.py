@@ -151,6 +151,20 @@ def test_scaled_to_zero_the_first_request_is_served(serve: StartServer):
         assert server.pids(":Ingress")
 
 
+def test_two_clusters_on_one_machine_do_not_answer_for_each_other(
+    serve: StartServer, bundles: dict[str, str]
+):
+    """While no replica is ready, Serve's fallback answers: it must be the cluster's own."""
+    scale = ["scale.fused=true", "scale.ingress.min=0", "scale.downscale_delay_s=1"]
+    mine, other = f"+models.bundles.mine={bundles['digits']}", bundles["digits-small"]
+    with serve(f"+models.bundles.other={other}") as two, serve(*scale, mine) as one:
+        assert {port for *_, port in one.listening()}.isdisjoint(p for *_, p in two.listening())
+        wait_for(lambda: not one.pids(":Ingress"), "scale to zero", 60)
+        headers = {"X-Model": "mine"}
+        answer = httpx.post(f"{one.address}/v1/digits", json=GOOD, headers=headers, timeout=60)
+        assert answer.json()["model"] == "mine"
+
+
 def test_rays_own_proxy_serves_as_well(serve: StartServer):
     with serve("serve.front=python") as server, under_load(server.address, CLIENTS, 0) as load:
         load.wait_for_answers(200)

@@ -105,8 +105,10 @@ def _haproxy(files: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{files}/metrics",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_program(files)),
     }
-    for name in ("METRICS", "STATS"):  # Ray's own numbers are the same for every cluster.
-        found[f"RAY_SERVE_HAPROXY_{name}_PORT"] = str(free_port())
+    # Ray's own numbers are the same for every cluster on a machine, and two clusters may even share
+    # the last one (SO_REUSEPORT): while no replica is ready, requests go there, to either of them.
+    for name in ("HAPROXY_METRICS", "HAPROXY_STATS", "FALLBACK_PROXY_HTTP"):
+        found[f"RAY_SERVE_{name}_PORT"] = str(free_port())
     return found
 
 
