@@ -19,7 +19,10 @@ PROGRAMS = (
     *("kind", "kubectl", "helm", "ray", "serve", "rehearse", "ray-doctor", *PROJECTS),
 )
 """First words of a command."""
-MODULES = {package(ROOT / folder): name for name, folder in PROJECTS.items()}
+MODULES = {package(ROOT / folder): name for name, folder in PROJECTS.items()} | {
+    "ray_doctor": "doctor"
+}
+"""Import packages whose `__main__` takes overrides, and their sessions."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ def quoted(page: str) -> list[list[str]]:
 def job(command: list[str]) -> tuple[str, list[str]] | None:
     """The project and the overrides of a command that runs a job."""
     match command:
-        case ["nox", "-s", name, "--", *args] if name in PROJECTS:
+        case ["nox", "-s", name, "--", *args] if name in MODULES.values():
             return name, args
         case ["python", "-m", module, *args] if module in MODULES:
             return MODULES[module], args
         case [name, *args] if name in PROJECTS:
             return name, args
+        case ["ray-doctor", *args]:
+            return "doctor", args
     return None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .pages import BLOCKS, PAGES, TAGS, Block, blocks, job, quoted
-from .repository import PROJECTS, ROOT, ids, nox, package
+from .pages import BLOCKS, MODULES, PAGES, TAGS, Block, blocks, job, quoted
+from .repository import PROJECTS, ROOT, ids, nox
 
 COMPOSE = """
 import json, sys
@@ -61,8 +61,10 @@ def wrong(name: str, lines: list[list[str]]) -> list[str]:
     lines = [line for line in lines if not any(x.startswith("--config-dir") for x in line)]
     lines = [[first_of_sweep(x) for x in line if not x.startswith("-")] for line in lines]
     lines = [[x for x in line if x not in ("job", "hydra", "...", "…")] for line in lines]
-    python = ROOT / ".nox" / name / "bin" / "python"
-    argument = json.dumps([package(ROOT / PROJECTS[name]), *lines])
+    owner = "kuberay-deploy" if name == "doctor" else name
+    python = ROOT / ".nox" / owner / "bin" / "python"
+    module = next(module for module, session in MODULES.items() if session == name)
+    argument = json.dumps([module, *lines])
     done = subprocess.run(
         [python, "-c", COMPOSE, argument], capture_output=True, text=True, check=True, timeout=60
     )
@@ -109,9 +111,10 @@ def test_command_names_sessions_and_projects_that_exist(
         assert name in NAMES or name.startswith("-"), path
 
 
-@pytest.mark.parametrize("name", PROJECTS)
+@pytest.mark.parametrize("name", MODULES.values())
 def test_overrides_on_the_pages_compose(name: str) -> None:
-    lines = jobs(name) + quoted_overrides(PAGES[ROOT / PROJECTS[name] / "README.md"])
+    folder = PROJECTS.get(name, "infra/doctor")
+    lines = jobs(name) + quoted_overrides(PAGES[ROOT / folder / "README.md"])
     assert len(lines) > 5
     refused = [x for x in wrong(name, lines) if "pip install mlflow" not in x]
     assert refused == []

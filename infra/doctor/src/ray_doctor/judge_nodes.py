@@ -1,0 +1,202 @@
+"""Judges what each node says of itself: versions, CPUs, GPUs, memory, `/dev/shm`, disks."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ray_doctor.check import Check, failed, listed, not_checked, ok, size, warning
+from ray_doctor.facts import Node
+
+NEARLY = 0.9
+"""The share of a limit from which on it is worth a warning."""
+MISSING = "not installed"
+NAMES = (
+    "versions",
+    "CPUs",
+    "GPUs",
+    "memory",
+    "/dev/shm",
+    "spilling directory",
+    "session directory",
+)
+
+
+def judge(nodes: Sequence[Node], driver: dict[str, Any], important: Iterable[str]) -> list[Check]:
+    """The checks of `NAMES`.
+
+    Args:
+        nodes: Those that have answered.
+        driver: `python` and `packages` of the driver.
+        important: Packages in which a difference is a failure.
+    """
+    if not nodes:
+        return [not_checked(name, "no node answers") for name in NAMES]
+    return [
+        versions(nodes, driver, important),
+        cpus(nodes),
+        gpus(nodes),
+        memory(nodes),
+        object_store(nodes),
+        disk("spilling directory", "spilling", nodes),
+        disk("session directory", "session", nodes),
+    ]
+
+
+def versions(nodes: Sequence[Node], driver: dict[str, Any], important: Iterable[str]) -> Check:
+    """The same Python and packages on all nodes, and on the driver what both have."""
+    told = {n.name: _said(n) for n in nodes}
+    severe: list[str] = []
+    slight: list[str] = []
+    if split := _split({where: said["python"] for where, said in told.items()}, driver["python"]):
+        severe.append(f"python {split}")
+    for package in sorted({p for said in told.values() for p in said["packages"]}):
+        found = {where: said["packages"].get(package, MISSING) for where, said in told.items()}
+        if split := _split(found, driver["packages"].get(package)):
+            own = package.startswith("ray-ref-")
+            (severe if package in important or own else slight).append(f"{package} {split}")
+    if severe or slight:
+        hint = "build one image for all nodes from one lock, and start the driver from it too."
+        parts = listed([*severe, *slight])
+        return (failed if severe else warning)("versions", parts, hint)
+    count = len(next(iter(told.values()))["packages"])
+    said = next(iter(told.values()))
+    ray = said["packages"].get("ray", "?")
+    return ok("versions", f"Python {said['python']}, Ray {ray} and {count} packages are the same")
+
+
+def cpus(nodes: Sequence[Node]) -> Check:
+    """Ray was told of no more CPUs than the node's cgroup allows."""
+    too_many = [
+        f"{n.name}: Ray was told {n.resources.get('CPU', 0):g}, allowed are {allowed:g}"
+        for n in nodes
+        if n.resources.get("CPU", 0) > (allowed := _said(n)["allowed_cpus"])
+    ]
+    if too_many:
+        hint = "start the node with --num-cpus as many, or raise the container's CPU limit."
+        return warning("CPUs", listed(too_many), hint)
+    total = sum(n.resources.get("CPU", 0) for n in nodes)
+    return ok(
+        "CPUs", f"{total:g} for Ray, {sum(_said(n)['allowed_cpus'] for n in nodes):g} allowed"
+    )
+
+
+def gpus(nodes: Sequence[Node]) -> Check:
+    """Ray knows the GPUs that there are, and no others."""
+    missing, unused, total = [], [], 0.0
+    for n in nodes:
+        told, there = n.resources.get("GPU", 0), _said(n)["gpus"]
+        total += told
+        if told and not there:
+            missing.append(f"{n.name}: Ray was told {told:g}, and none is found")
+        elif there is not None and told > there:
+            missing.append(f"{n.name}: Ray was told {told:g}, there are {there}")
+        elif there is not None and told < there:
+            unused.append(f"{n.name}: there are {there}, Ray was told {told:g}")
+    if missing:
+        hint = "check the driver (nvidia-smi), the container's GPU request and --num-gpus."
+        return failed("GPUs", listed(missing + unused), hint)
+    if unused:
+        return warning("GPUs", listed(unused), "start the node with --num-gpus as many.")
+    return ok("GPUs", f"{total:g}" if total else "none")
+
+
+def memory(nodes: Sequence[Node]) -> Check:
+    """What Ray may hand out fits the limit, and use is below the mark from which Ray kills."""
+    severe, slight = [], []
+    for n in nodes:
+        said = _said(n)
+        used, limit, threshold = said["memory_used"], said["memory"], said["memory_threshold"]
+        told = n.resources.get("memory", 0) + n.resources.get("object_store_memory", 0)
+        share = (
+            f"{n.name}: {used / limit:.0%} of {size(limit)} used, Ray kills from {threshold:.0%}"
+        )
+        if used >= threshold * limit:
+            severe.append(share)
+        elif used >= NEARLY * threshold * limit:
+            slight.append(share)
+        # Ray rounds; and without a limit of its own a node's whole memory is what it is told.
+        if told > 1.01 * limit:
+            severe.append(f"{n.name}: Ray was told {size(told)}, the limit is {size(limit)}")
+    if severe or slight:
+        hint = "lower --memory or the tasks on that node, state memory= for large ones, or add RAM."
+        return (failed if severe else warning)("memory", listed(severe + slight), hint)
+    fullest = max((_said(n)["memory_used"] / _said(n)["memory"] for n in nodes), default=0)
+    total = sum(_said(n)["memory"] for n in nodes)
+    return ok("memory", f"{size(total)} in all, the fullest node at {fullest:.0%}")
+
+
+def object_store(nodes: Sequence[Node]) -> Check:
+    """The object store lies in shared memory, and there is room for it."""
+    shm_nodes = [n for n in nodes if _said(n)["shm"] is not None]
+    if not shm_nodes:
+        return not_checked("/dev/shm", "these nodes have none")
+    slow, small = [], []
+    for n in shm_nodes:
+        said = _said(n)
+        where, shm, wanted = said["plasma_directory"], said["shm"], said["object_store"]
+        if where is not None and not where.startswith("/dev/shm"):
+            slow.append(
+                f"{n.name}: the object store of {size(wanted)} lies in {where}, /dev/shm has "
+                f"{size(shm['total'])}"
+            )
+        elif wanted > shm["total"]:
+            small.append(f"{n.name}: {size(wanted)} wanted, /dev/shm has {size(shm['total'])}")
+    if slow or small:
+        hint = (
+            "give the container a larger /dev/shm (--shm-size, or an emptyDir with medium Memory), "
+            "or start the node with a smaller --object-store-memory."
+        )
+        return failed("/dev/shm", listed(slow + small), hint)
+    stores = sum(_said(n)["object_store"] for n in shm_nodes)
+    smallest = min(_said(n)["shm"]["total"] for n in shm_nodes)
+    return ok(
+        "/dev/shm", f"object stores of {size(stores)} in it; the smallest has {size(smallest)}"
+    )
+
+
+def disk(name: str, key: str, nodes: Sequence[Node]) -> Check:
+    """A directory of Ray's can be written, and is not full."""
+    severe, slight, places = [], [], []
+    for n in nodes:
+        found, limit = _said(n)[key], _said(n)["disk_threshold"]
+        if found is None:
+            continue
+        place = f"{n.name}: {found['path']}"
+        places.append(found)
+        if found["error"] is not None:
+            severe.append(f"{place}: {found['error']}")
+        elif found["full"] is not None and found["full"] >= limit:
+            severe.append(f"{place} is {found['full']:.0%} full, Ray stops at {limit:.0%}")
+        elif found["full"] is not None and found["full"] >= NEARLY * limit:
+            slight.append(f"{place} is {found['full']:.0%} full, Ray stops at {limit:.0%}")
+    if severe or slight:
+        hint = (
+            "free space there or mount a larger disk, and check that Ray's user may write; "
+            "--object-spilling-directory and --temp-dir name another place."
+        )
+        return (failed if severe else warning)(name, listed(severe + slight), hint)
+    if not places:
+        return not_checked(name, "unknown on these nodes")
+    free = min(found["free"] for found in places)
+    return ok(name, f"writable everywhere, at least {size(free)} free")
+
+
+def _said(n: Node) -> dict[str, Any]:
+    return n.said or {}
+
+
+def _split(found: dict[str, str], driver: str | None) -> str:
+    """`2.1 (a, b) / 2.0 (c)`, or nothing where all are the same."""
+    places = defaultdict(list)
+    for where, version in found.items():
+        places[version].append(where)
+    if driver is not None:
+        places[driver].append("the driver")
+    if len(places) == 1:
+        return ""
+    return " / ".join(f"{version} ({_some(where)})" for version, where in places.items())
+
+
+def _some(where: list[str]) -> str:
+    more = f" and {len(where) - 3} more" if len(where) > 3 else ""
+    return ", ".join(where[:3]) + more

@@ -1,0 +1,202 @@
+"""Each check, broken for real on a simulated cluster of two nodes and one that is not as they are.
+
+The third node joins with the fault in its environment or options, and leaves after the test; the
+doctor must name it, and blame it for nothing else.
+"""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray_doctor import checklist
+from ray_shared.cluster import available_cpus
+from ray_shared.testing import free_port, wait_for
+
+from .clinic import Clinic, opened
+from .conftest import configured, wrong
+from .test_node import shadow
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.fixture(scope="module")
+def clinic(ray_tmpdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
+    with pytest.MonkeyPatch.context() as patch:
+        # The head takes a silent node for alive for half a minute, so that others can meet it.
+        patch.setenv("RAY_health_check_failure_threshold", "10")
+        patch.chdir(tmp_path_factory.mktemp("first"))
+        with opened(tmp_path_factory.mktemp("out"), "cluster.num_nodes=2") as clinic:
+            yield clinic
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The storage, `./runs`, is in the test's own directory, and gone afterwards."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_healthy_nodes_pass_with_gloo(clinic: Clinic):
+    checks = clinic.examine("doctor.expect_nodes=2", collective=True)
+    assert clinic.blamed(checks) == {}
+    assert checks["gloo"].status == checks["objects"].status == "ok"
+    assert checks["NCCL"].found.startswith("no GPU on 127.0.0.1/")
+    assert checks["ports"].found == "8 connections between nodes"
+
+
+def test_package_of_another_version_on_one_node(clinic: Clinic, tmp_path: Path):
+    shadow(tmp_path, "numpy", "0.0.1")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    with clinic.third({"PYTHONPATH": path}) as node:
+        checks = clinic.examine()
+    assert clinic.blamed(checks) == {"versions": "failed"}
+    assert f"0.0.1 ({node.called})" in checks["versions"].found
+
+
+def test_more_cpus_than_the_machine_has(clinic: Clinic):
+    with clinic.third(num_cpus=available_cpus() + 1) as node:
+        checks = clinic.examine()
+    assert clinic.blamed(checks) == {"CPUs": "warning"}
+    assert checks["CPUs"].found.startswith(f"{node.called}: Ray was told")
+
+
+def test_more_gpus_than_there_are(clinic: Clinic):
+    with clinic.third(num_gpus=64) as node:
+        checks = clinic.examine()
+    assert clinic.blamed(checks) == {"GPUs": "failed"}
+    assert checks["GPUs"].found.startswith(f"{node.called}: Ray was told 64")
+
+
+def test_memory_above_the_mark_from_which_ray_kills(clinic: Clinic):
+    # Not killed for it here, or nobody could tell.
+    env = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "0"}
+    with clinic.third(env) as node:
+        checks = clinic.examine()
+    assert clinic.blamed(checks) == {"memory": "failed"}
+    assert checks["memory"].found.startswith(f"{node.called}: ")
+
+
+def test_more_memory_than_the_limit(clinic: Clinic):
+    with clinic.third(memory=10**13) as node:
+        checks = clinic.examine()
+    assert clinic.blamed(checks) == {"memory": "failed"}
+    assert f"{node.called}: Ray was told 10 TB" in checks["memory"].found
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm on this system")
+def test_shared_memory_too_small_for_the_object_store(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+):
+    # Docker's default; Ray itself then takes another directory.
+    monkeypatch.setattr("ray._private.utils.get_shared_memory_bytes", lambda: 64 * 2**20)
+    with clinic.third() as node:
+        checks = clinic.examine()
+    assert clinic.blamed(checks) == {"/dev/shm": "failed"}
+    assert f"{node.called}: the object store of 157 MB lies in" in checks["/dev/shm"].found
+
+
+def test_spilling_directory_that_is_gone(clinic: Clinic, tmp_path: Path):
+    spilling = tmp_path / "spilling"
+    spilling.mkdir()
+    with clinic.third(object_spilling_directory=str(spilling)) as node:
+        shutil.rmtree(spilling)
+        spilling.write_text("")
+        try:
+            checks = clinic.examine()
+        finally:
+            # Ray looks for it when it removes the node.
+            spilling.unlink()
+            spilling.mkdir()
+    assert clinic.blamed(checks) == {"spilling directory": "failed"}
+    assert checks["spilling directory"].found == f"{node.called}: {spilling}: Not a directory"
+
+
+def test_disk_fuller_than_ray_allows(clinic: Clinic):
+    with clinic.third({"RAY_local_fs_capacity_threshold": "0.0001"}) as node:
+        checks = clinic.examine()
+    expected = {"spilling directory": "failed", "session directory": "failed"}
+    assert clinic.blamed(checks) == expected
+    assert checks["session directory"].found.startswith(f"{node.called}: ")
+    assert "Ray stops at 0%" in checks["session directory"].found
+
+
+def test_node_that_hangs(clinic: Clinic):
+    with clinic.third() as node:
+        (raylet,) = (info.process for info in node.all_processes["raylet"])
+        os.kill(raylet.pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            checks = clinic.examine("doctor.node_timeout_s=15")
+            assert time.monotonic() - started < 90
+        finally:
+            os.kill(raylet.pid, signal.SIGCONT)
+    assert clinic.blamed(checks) == {"tasks": "failed"}
+    assert checks["tasks"].found == f"{node.called}: no answer within 15 s"
+
+
+def test_node_that_has_just_died_and_then_is_known_to(clinic: Clinic):
+    with clinic.third() as node:
+        (raylet,) = (info.process for info in node.all_processes["raylet"])
+        os.kill(raylet.pid, signal.SIGKILL)
+        raylet.wait()
+        # For some seconds the head takes it for alive.
+        checks = clinic.examine("doctor.expect_nodes=3", "doctor.node_timeout_s=15")
+        assert clinic.blamed(checks) == {"tasks": "failed", "ports": "failed"}
+        assert f" to node manager of {node.called} " in checks["ports"].found
+        assert "Connection refused" in checks["ports"].found
+
+        def dead() -> bool:
+            return any(n["NodeID"] == node.node_id and not n["Alive"] for n in ray.nodes())
+
+        wait_for(dead, "dead node", 120)
+        checks = clinic.examine("doctor.expect_nodes=3")
+    assert clinic.blamed(checks) == {"nodes": "failed"}
+    assert checks["lost nodes"].status == "warning"
+    assert f"{node.called}: " in checks["lost nodes"].found
+
+
+def test_service_that_a_node_needs_is_not_there(clinic: Clinic):
+    checks = clinic.examine(f"doctor.reach=[127.0.0.1:{free_port()}]")
+    assert clinic.blamed(checks) == {"ports": "failed"}
+    assert checks["ports"].found.count("Connection refused") == 2
+
+
+def test_objects_that_do_not_leave_a_node(clinic: Clinic):
+    # Its object manager takes a minute over what it is asked for.
+    env = {"RAY_testing_asio_delay_us": "ObjectManagerService.grpc_server.Pull=60000000:60000000"}
+    with clinic.third(env) as node:
+        checks = clinic.examine("doctor.node_timeout_s=15")
+    assert clinic.blamed(checks) == {"objects": "failed"}
+    assert checks["objects"].found.startswith(f"{node.called} to ")
+
+
+def test_storage_that_is_a_file(clinic: Clinic, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    checks = clinic.examine("storage.path=file")
+    assert clinic.blamed(checks) == {"storage": "failed"}
+    assert checks["storage"].found.count("Cannot create directory") == 2
+
+
+def test_gloo_on_an_interface_that_one_node_does_not_have(clinic: Clinic):
+    with clinic.third({"GLOO_SOCKET_IFNAME": "no-such-0"}) as node:
+        started = time.monotonic()
+        checks = clinic.examine(collective=True)
+        # Not the time-out: the others wait for a node that has failed.
+        assert time.monotonic() - started < 100
+    assert clinic.blamed(checks) == {"gloo": "failed"}
+    assert checks["gloo"].found.startswith(f"{node.called}: ")
+    assert "no-such-0" in checks["gloo"].found
+
+
+def test_projects_of_this_repository_pass_the_checklist(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    projects = configured().project_folders()
+    if not projects:
+        pytest.skip("not in a repository with projects")
+    assert wrong(checklist.check(projects)) == {}
