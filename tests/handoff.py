@@ -9,7 +9,6 @@ model over HTTP and compares each answer with the batch prediction for the same 
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -180,7 +179,7 @@ def serve(story: Story) -> str:
     except (OSError, ValueError) as error:
         raise failure(name, log, f"did not answer ({error})") from None
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()
         try:
             server.wait(STOP_S)
         except subprocess.TimeoutExpired:

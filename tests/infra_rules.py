@@ -1,6 +1,5 @@
 """What is right by default for Ray on Kubernetes, as a function from manifests to what is not."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +7,16 @@ from typing import Any
 import yaml
 
 Document = dict[str, Any]
+
+# Labels by which platforms mark nodes that may go at any time, and what else they may say.
+SPOT_LABELS = (
+    "cloud.google.com/gke-spot",
+    "eks.amazonaws.com/capacityType",
+    "karpenter.sh/capacity-type",
+    "ray-ref/spot",
+)
+STAYS = ("on-demand", "ON_DEMAND")
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 def load(text: str) -> list[Document]:
@@ -35,6 +44,9 @@ def templates(document: Document) -> Iterator[tuple[str, Document]]:
 
 def problems(documents: list[Document]) -> Iterator[str]:
     """What is not right by default, as `object: what`."""
+    bucket = in_a_bucket(documents)
+    if bucket and of_kind(documents, "PersistentVolumeClaim"):
+        yield "storage: a claim that nobody mounts"
     for document in of_kind(documents, "RayJob", "RayService"):
         name, spec, cluster = document["metadata"]["name"], document["spec"], cluster_of(document)
         head = cluster["headGroupSpec"]
@@ -47,18 +59,22 @@ def problems(documents: list[Document]) -> Iterator[str]:
             yield f"{name}: autoscaler"
         if head["rayStartParams"]["num-cpus"] != "0":
             yield f"{name}: tasks on the head"
-        nodes = json.dumps(head["template"]["spec"].get("affinity"))
-        if not any(stays in nodes for stays in ("NotIn", "DoesNotExist", "on-demand")):
+        if not off_spot(head["template"]["spec"].get("affinity") or {}):
             yield f"{name}: head on a spot node"
         if document["kind"] == "RayJob":
             deadlines = spec["activeDeadlineSeconds"] > 0 and spec["preRunningDeadlineSeconds"] > 0
-            resumes = spec["backoffLimit"] >= 0 and "run.name=" in spec["entrypoint"]
-            if not (deadlines and resumes and "storage.path=/mnt/runs" in spec["entrypoint"]):
+            resumes = {"run.name=", "storage.path="} - words(spec["entrypoint"]).keys()
+            if not deadlines or resumes or "backoffLimit" not in spec:
                 yield f"{name}: what another try starts from"
             if ("deletionStrategy" in spec) == spec["shutdownAfterJobFinishes"]:
                 yield f"{name}: who deletes the cluster"
         for group, template in templates(document):
             yield from (f"{name} {group}: {problem}" for problem in pod_problems(group, template))
+            if group != "submitter" and not keeps_runs(template["spec"], bucket):
+                yield f"{name} {group}: runs are lost with the pod"
+            labels = template["metadata"]["labels"] | {"ray.io/is-ray-node": "yes"}
+            if ("egress", "anywhere", 53) not in traffic(labels, documents):
+                yield f"{name} {group}: names only where pods answer"
             container = template["spec"]["containers"][0]
             if not container["image"].partition(":")[2].startswith(f"{cluster['rayVersion']}-"):
                 yield f"{name} {group}: image and rayVersion"
@@ -103,8 +119,41 @@ def pod_problems(group: str, template: Document) -> Iterator[str]:
         yield "probes"
     if group != "head" and "topologySpreadConstraints" not in spec:
         yield "spread"
-    if "/mnt/runs" not in [mount["mountPath"] for mount in container["volumeMounts"]]:
-        yield "runs are lost with the pod"
+    (logs,) = (volume for volume in spec["volumes"] if volume["name"] == "ray-logs")
+    if resources["requests"].get("ephemeral-storage") != logs["emptyDir"]["sizeLimit"]:
+        yield "disk that nobody asked for"
+
+
+def off_spot(affinity: Document) -> bool:
+    """Whether none of the alternatives of an affinity is a node that may go at any time."""
+    terms = affinity.get("nodeAffinity", {}).get(REQUIRED, {}).get("nodeSelectorTerms", [])
+    return bool(terms) and all(
+        any(
+            e["key"] in SPOT_LABELS
+            and (e["operator"] in ("NotIn", "DoesNotExist") or set(e["values"]) <= set(STAYS))
+            for e in term["matchExpressions"]
+        )
+        for term in terms
+    )
+
+
+def words(entrypoint: str) -> dict[str, str]:
+    """The overrides of a command: `key=` to its value."""
+    parts = [word.partition("=") for word in shlex.split(entrypoint)]
+    return {f"{key}=": value for key, equals, value in parts if equals}
+
+
+def in_a_bucket(documents: list[Document]) -> bool:
+    """Whether the jobs have their runs in an object store."""
+    jobs = of_kind(documents, "RayJob")
+    return any("://" in words(d["spec"]["entrypoint"]).get("storage.path=", "") for d in jobs)
+
+
+def keeps_runs(pod: Document, bucket: bool) -> bool:
+    """Whether what a pod writes outlives it: by a claim at /mnt/runs, or a bucket and no claim."""
+    claims = {v["name"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+    mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+    return not claims if bucket else "/mnt/runs" in [mounts.get(name) for name in claims]
 
 
 # What two manifests of one workload are compared by.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .infra_rules import cluster_of, load, of_kind, problems, templates, traffic
+from .infra_rules import REQUIRED, cluster_of, load, of_kind, problems, templates, traffic
 from .infra_tools import INFRA, OVERLAYS, overlays, project_python, tool
 from .repository import PROJECTS, ROOT, files, ids, texts
 
@@ -133,6 +133,9 @@ def test_overlay_is_right_by_default(overlay: str, built: dict[str, str]) -> Non
 JOB, SERVICE = "RayJob spec.rayClusterSpec", "RayService spec.rayClusterConfig"
 HEAD = f"{JOB}.headGroupSpec.template.spec"
 WORKER = f"{SERVICE}.workerGroupSpecs.0.template.spec"
+# An affinity that says something, but not of spot nodes.
+OTHER = [{"key": "topology.kubernetes.io/zone", "operator": "NotIn", "values": ["a"]}]
+ELSEWHERE = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": OTHER}]}}}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +146,7 @@ WORKER = f"{SERVICE}.workerGroupSpecs.0.template.spec"
         (f"{JOB}.autoscalerOptions.version", "v1", "autoscaler"),
         (f"{SERVICE}.headGroupSpec.rayStartParams.num-cpus", "2", "tasks on the head"),
         (f"{HEAD}.affinity", {}, "head on a spot node"),
+        (f"{HEAD}.affinity", ELSEWHERE, "head on a spot node"),
         (f"{HEAD}.securityContext.runAsNonRoot", False, "pod's security"),
         (f"{HEAD}.containers.0.securityContext", {}, "container's security"),
         (f"{HEAD}.containers.0.resources.requests.memory", "1Gi", "memory"),
@@ -150,11 +154,14 @@ WORKER = f"{SERVICE}.workerGroupSpecs.0.template.spec"
         (f"{WORKER}.terminationGracePeriodSeconds", 30, "grace shorter"),
         (f"{WORKER}.containers.0.readinessProbe.httpGet.path", "/api/healthz", "Serve's health"),
         (f"{WORKER}.containers.0.volumeMounts", [], "runs are lost"),
+        (f"{WORKER}.containers.0.resources.requests.ephemeral-storage", "1Gi", "nobody asked for"),
         ("RayJob spec.entrypoint", "python -m x", "what another try starts from"),
+        ("RayJob spec.entrypoint", "python -m x storage.path=/y", "what another try starts from"),
+        ("RayJob spec.entrypoint", "python -m x run.name=y", "what another try starts from"),
         ("RayJob spec.deletionStrategy", {}, "who deletes the cluster"),
         ("RayJob spec.submitterPodTemplate.spec.restartPolicy", "Always", "restartPolicy"),
         ("PodDisruptionBudget spec.minAvailable", "50%", "not a whole number"),
-        ("NetworkPolicy spec.podSelector", {"matchLabels": {"a": "b"}}, "open by default"),
+        ("NetworkPolicy spec.ingress", [{}], "open by default"),
     ],
 )
 def test_what_is_wrong_would_be_found(
@@ -271,5 +278,7 @@ def test_one_version_of_ray_and_of_kuberay() -> None:
     text = "".join(texts("infra").values())
     assert set(re.findall(r":?(\d+\.\d+\.\d+)-[cg]pu", text)) == {RAY}
     assert set(re.findall(r"rayVersion: \"?([\d.]+)", text)) == {RAY}
-    kuberay = set(re.findall(r"(?:--version |tag: v|ref=v)(\d+\.\d+\.\d+)", text))
-    assert len(kuberay) == 1
+    commands = re.sub(r"\\\n[# ]*", "", text)
+    pins = r"(?:kuberay-operator kuberay-operator .*?--version |tag: v|ref=v)(\d+\.\d+\.\d+)"
+    assert len(set(re.findall(pins, commands))) == 1
+    assert len(re.findall(pins, commands)) >= 5

@@ -59,6 +59,14 @@ def run(project: str, *args: str, **env: str) -> str:
     return done.stdout
 
 
+def test_every_trap_has_its_issue_or_there_is_none() -> None:
+    page = (FOLDER / "README.md").read_text()
+    section = page.partition("## Right by default")[2].partition("\n## ")[0]
+    _, *traps = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(traps) > 20
+    assert [t for t in traps if "github.com/ray-project/" not in t and "(no issue" not in t] == []
+
+
 @pytest.fixture(scope="module")
 def described() -> dict[str, dict[str, list]]:
     """Workload and profile to what a manifest is made from."""

@@ -15,7 +15,7 @@ Rule = Callable[[ast.AST], Iterator[str]]
 
 # "About 300" in words.
 MAX_LINES = 320
-PYTHON_OF_PROJECTS = files("projects/**.py", "shared/**.py")
+PYTHON_OF_PROJECTS = files("projects/**.py", "shared/**.py", "infra/**.py")
 NOT_TESTS = [path for path in PYTHON_OF_PROJECTS if "tests" not in path.parts]
 # Spelt in pieces, because this file is searched too.
 STOPS_BY_NAME = re.compile("|".join(["ray[\\s\"',]+st" + "op\\b", "p" + "kill", "kill" + "all"]))
