@@ -210,12 +210,12 @@ def batch_predictions(storage: Path) -> tuple[list[dict[str, Any]], list[float]]
     """Raw trips, as a request names them, and what batch scoring says about the same rows."""
     run = storage / "scores"
     manifest = json.loads((run / "manifest.json").read_text())
-    raw = {path.name: pq.read_table(path).to_pylist() for path in sorted(run.glob("input/*"))}
+    raw = [pq.read_table(path).to_pylist() for path in sorted(run.glob("input/*"))]
     trips: list[dict[str, Any]] = []
     predicted: list[float] = []
     for file in manifest["files"]:
         for row in pq.read_table(run / manifest["attempt"] / file["path"]).to_pylist():
-            trips.append(as_request(raw[Path(row["file"]).name][row["row"]]))
+            trips.append(as_request(raw[row["file"]][row["row"]]))
             predicted.append(row["predicted_min"])
     step = len(trips) // NUM_REQUESTS
     return trips[::step][:NUM_REQUESTS], predicted[::step][:NUM_REQUESTS]
