@@ -22,7 +22,7 @@ cd "$(dirname "$0")/../.."
 kubectl() { command kubectl --context "$context" "$@"; }
 
 helm upgrade --install prometheus kube-prometheus-stack --kube-context "$context" \
-    --repo https://prometheus-community.github.io/helm-charts \
+    --repo https://prometheus-community.github.io/helm-charts --version 92.1.0 \
     --namespace monitoring --create-namespace \
     --values infra/monitoring/prometheus-values.yaml --wait --timeout 10m
 kubectl apply -k infra/monitoring

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from kuberay_deploy import crds, manifests, validate
+from kuberay_deploy.manifests import Document
 
 GOOD = Path(__file__).parent / "good"
 ROOT = Path(__file__).parents[3]
 
-Document = dict[str, Any]
 Change = Callable[[Any, Any], None]
 
 

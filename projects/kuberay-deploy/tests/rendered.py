@@ -5,10 +5,13 @@ from typing import Any
 
 from kuberay_deploy import render
 from kuberay_deploy.config import Config
+from kuberay_deploy.manifests import Document
 from kuberay_deploy.pods import Plan
 from ray_shared.config import compose
 
-Document = dict[str, Any]
+__all__ = ["Document"]
+
+PLATFORMS = ["bare", "aws", "aws-auto", "aws-managed", "gcp"]
 
 
 @functools.cache

@@ -32,7 +32,10 @@ MISTAKES: list[tuple[list[str], str]] = [
         ["kind=service", "workload=tf-train"],
         "kind=service: must be one of auto, cluster, job, cron for tf-train",
     ),
-    (["platform=azure"], "platform=azure: must be one of aws, bare, gcp"),
+    (
+        ["platform=azure"],
+        "platform=azure: must be one of aws, aws-auto, aws-managed, bare, gcp",
+    ),
     (
         ["profile=gpu", "platform.gpu.exists=false"],
         "profile=gpu: platform=bare has no gpu pool: must be another profile, or platform.gpu",
@@ -46,6 +49,9 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["storage.path=ftp://host/x"], "storage.path=ftp://host/x: must be in /mnt/runs"),
     (["image.tag=latest"], "image.tag=latest: must be a tag with Ray's version in it"),
     (["image.tag=2.51.0"], "image.tag=2.51.0: must be of Ray 2.52.0 or newer"),
+    (["image.tag=3.1.0-ray2.51.0"], "image.tag=3.1.0-ray2.51.0: must be of Ray 2.52.0 or newer"),
+    (["image.tag=mine-2.60.0"], "image.tag=mine-2.60.0: must be a tag with Ray's version in it"),
+    (["job.timeout_s=0"], "job.timeout_s=0.0: must be > 0, or null"),
     (
         ["profiles.spot.retires=1"],
         "unknown key 'profiles.spot.retires': did you mean 'profiles.spot.retries'?",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from kuberay_deploy import dashboard, deploy
-from kuberay_deploy.outcome import MARKER, JobLog
+from kuberay_deploy.outcome import JobLog
 from ray_shared.errors import UserError
+from ray_shared.report import RESULT_LINE
 from ray_shared.testing import free_port
 
 
@@ -71,7 +72,7 @@ def test_command_leaves_the_overrides_as_they_are() -> None:
 
 
 def test_log_is_whole_lines_each_once_and_keeps_the_result_for_itself() -> None:
-    text = f'one\ntwo\n{MARKER}{{"status": "ok"}}\nthree\nlast'
+    text = f'one\ntwo\n{RESULT_LINE}{{"status": "ok"}}\nthree\nlast'
     for cut in range(len(text) + 1):
         for again in range(cut + 1):  # A new connection starts at the first line, or before.
             written: list[str] = []
@@ -88,6 +89,6 @@ def test_log_is_whole_lines_each_once_and_keeps_the_result_for_itself() -> None:
 def test_line_with_the_marker_that_holds_no_result_is_text(torn: str) -> None:
     written: list[str] = []
     log = JobLog(written.append)
-    log.add(0, f'{MARKER}{{"status": "ok"}}\n{MARKER}{torn}\n')
+    log.add(0, f'{RESULT_LINE}{{"status": "ok"}}\n{RESULT_LINE}{torn}\n')
     assert log.result == {"status": "ok"}
-    assert written == [f"{MARKER}{torn}\n"]
+    assert written == [f"{RESULT_LINE}{torn}\n"]

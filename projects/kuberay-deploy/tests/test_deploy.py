@@ -14,9 +14,9 @@ import httpx
 import pytest
 from kuberay_deploy import dashboard, deploy, serve_config
 from kuberay_deploy.dashboard import Dashboard
-from kuberay_deploy.outcome import MARKER
 from ray.job_submission import JobStatus
 from ray_shared.errors import JobError, UserError
+from ray_shared.report import RESULT_LINE
 from ray_shared.testing import free_port, wait_for
 
 from .ray_cluster import hello, running, source
@@ -106,7 +106,7 @@ def test_training_runs_on_the_cluster_and_gives_its_result(
     assert outcome.result["config"]["train"]["epochs"] == 1
     assert outcome.result["metrics"]["accuracy"] > 0.5
     assert log.count("run mine: 1 worker(s)") == 1
-    assert not [line for line in log.splitlines() if line.startswith(MARKER)]
+    assert not [line for line in log.splitlines() if line.startswith(RESULT_LINE)]
     assert (tmp_path / "mine").is_dir()
 
 

@@ -54,6 +54,39 @@ def test_what_is_new_is_taken_back_if_a_later_one_fails(fake: FakeApi, api: Api)
     assert fake.names() == {"configmaps/older"}
 
 
+@pytest.mark.parametrize("how", ["refused", "unanswered"])
+def test_what_was_there_gets_its_content_back_if_a_later_one_fails(
+    fake: FakeApi, api: Api, how: str
+) -> None:
+    labels = {"labels": {"owner": "me"}}
+    fake.put("configmaps", "older", {"data": {"epochs": "1"}, "metadata": labels})
+    new = MAP | {"metadata": {"name": "older"}, "data": {"epochs": "2"}}
+    if how == "refused":
+        fake.refused_for_good["train"] = (403, "exceeded quota: pods")
+    else:  # It was changed, but nobody said so.
+        fake.interrupted.add("older")
+    with pytest.raises(UserError if how == "refused" else JobError):
+        kubernetes.submit(api, [new, job()])
+    older = fake.objects["configmaps", "default", "older"]
+    assert older["data"] == {"epochs": "1"}
+    assert older["metadata"]["labels"] == {"owner": "me"}
+    assert fake.names() == {"configmaps/older"}
+
+
+def test_what_cannot_be_taken_back_is_named(
+    fake: FakeApi, api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.refused_for_good["train"] = (403, "exceeded quota: pods")
+
+    def forbidden(document: dict[str, Any]) -> None:
+        raise UserError(f"ConfigMap/{document['metadata']['name']}: may not be deleted")
+
+    monkeypatch.setattr(api, "delete", forbidden)
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match="exceeded quota"):
+        kubernetes.submit(api, [MAP, job()])
+    assert "not taken back: ConfigMap/settings: may not be deleted" in caplog.text
+
+
 def test_failing_server_is_not_the_users_mistake(fake: FakeApi, api: Api) -> None:
     fake.refused["train"] = (500, "etcdserver: request timed out")
     with pytest.raises(JobError, match="RayJob/train: etcdserver: request timed out"):
@@ -87,20 +120,21 @@ def test_cluster_without_the_operator_is_named(fake: FakeApi) -> None:
 @pytest.mark.parametrize(
     ("document", "missing"),
     [
-        (job(env_of("redis")), "secret default/redis is missing"),
-        (job(env_of("other-keys")), "secret default/other-keys lacks the key password"),
-        (job({"envFrom": [{"secretRef": {"name": "cloud"}}]}), "secret default/cloud is missing"),
-        (job(volumes=[{"secret": {"secretName": "tls"}}]), "secret default/tls is missing"),
-        (job(imagePullSecrets=[{"name": "registry"}]), "secret default/registry is missing"),
-        (job(authOptions={"secretName": "other-keys"}), "lacks the key auth_token"),
+        (job(env_of("redis")), "redis is missing"),
+        (job(env_of("other-keys")), "other-keys lacks the key password"),
+        (job({"envFrom": [{"secretRef": {"name": "cloud"}}]}), "cloud is missing"),
+        (job(volumes=[{"secret": {"secretName": "tls"}}]), "tls is missing"),
+        (job(imagePullSecrets=[{"name": "registry"}]), "registry is missing"),
+        (job(authOptions={"secretName": "other-keys"}), "other-keys lacks the key auth_token"),
     ],
 )
 def test_missing_secret_is_refused(
     fake: FakeApi, api: Api, document: dict[str, Any], missing: str
 ) -> None:
     fake.put("secrets", "other-keys", {"data": {"user": "eA=="}})
-    with pytest.raises(UserError, match=f"RayJob/train: the {missing}|{missing}"):
+    with pytest.raises(UserError) as refusal:
         kubernetes.submit(api, [MAP, document])
+    assert str(refusal.value).startswith(f"RayJob/train: the secret default/{missing}: create it")
     assert fake.names() == {"secrets/other-keys"}
 
 

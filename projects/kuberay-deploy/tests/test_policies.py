@@ -37,6 +37,33 @@ def test_budgets_are_whole_numbers_that_let_a_node_of_workers_go(plan: Plan):
     assert (f"{plan.name}-head" in budgets) == (plan.kind == "job")
 
 
+@pytest.mark.parametrize(
+    ("workload", "kind", "workers", "budgets"),
+    [
+        ("torch-ddp-train", "job", 1, {"head": 1, "worker": 1}),
+        ("torch-ddp-train", "job", 4, {"head": 1, "worker": 3}),
+        ("torch-ddp-train", "cron", 1, {"head": 1, "worker": 1}),
+        # These have no end: what keeps their only worker keeps its node for ever.
+        ("torch-ddp-train", "cluster", 1, {}),
+        ("torch-ddp-train", "cluster", 4, {"worker": 3}),
+        ("serve-fastapi", "service", 1, {}),
+        ("serve-fastapi", "service", 2, {"worker": 1}),
+        ("serve-fastapi", "cluster", 1, {}),
+    ],
+)
+def test_budgets_of_what_has_no_end_let_every_node_go(
+    workload: str, kind: str, workers: int, budgets: dict[str, int]
+):
+    place = f"workloads.{workload.replace('-', '_')}.dev"
+    sizes = [f"{place}.workers={workers}", f"{place}.max_workers={workers}"]
+    plan = planned(workload, "dev", f"kind={kind}", *sizes)
+    found = {
+        document["metadata"]["name"].removeprefix(f"{plan.name}-"): document["spec"]["minAvailable"]
+        for document in of_kind(plan, "PodDisruptionBudget")
+    }
+    assert found == budgets
+
+
 def test_all_pods_find_names_and_only_the_head_reaches_the_api_server():
     plan = planned("torch-ddp-train", "dev")
     everyone, head = of_kind(plan, "NetworkPolicy")
@@ -44,7 +71,8 @@ def test_all_pods_find_names_and_only_the_head_reaches_the_api_server():
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     own, dns = everyone["spec"]["egress"]
     assert own["to"] == [{"podSelector": {"matchLabels": plan.labels}}]
-    assert ports(dns) == {53}
+    # Of anybody: with GKE's Cloud DNS or in EKS Auto Mode it is no pod that answers.
+    assert dns == {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
     assert head["spec"]["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
     (api,) = head["spec"]["egress"]
     assert ports(api) == {443, 6443}

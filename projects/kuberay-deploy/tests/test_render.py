@@ -8,7 +8,7 @@ import sys
 import pytest
 import ray
 import yaml
-from kuberay_deploy import actions, render, validate
+from kuberay_deploy import actions, cross_checks, render, validate
 from kuberay_deploy.config import WORKLOADS, Config
 from kuberay_deploy.crds import Crds
 from kuberay_deploy.pods import Plan
@@ -17,7 +17,7 @@ from ray_shared.config import compose
 from .conftest import PROJECT
 from .rendered import (
     PLANS,
-    Document,
+    PLATFORMS,
     cluster_of,
     configured,
     groups,
@@ -78,7 +78,7 @@ def refused(config: Config, definitions: Crds) -> list[str]:
     return [str(finding) for finding in validate.check(documents, definitions)]
 
 
-@pytest.mark.parametrize("platform", ["bare", "aws", "gcp"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_every_manifest_passes_validation_on_every_platform(definitions: Crds, platform: str):
     assert refused(configured(f"platform={platform}"), definitions) == []
 
@@ -110,19 +110,45 @@ def test_image_and_ray_version_are_those_of_the_installed_ray(plan: Plan):
         assert ray.__version__ in spec["containers"][0]["image"]
 
 
-def test_version_follows_the_tag():
-    resource = ray_resource(planned("tf-train", "gpu", "image.tag=2.61.0-7"))
-    assert cluster_of(resource)["rayVersion"] == "2.61.0"
+@pytest.mark.parametrize(
+    ("tag", "version"),
+    [
+        ("2.61.0-7", "2.61.0"),
+        ("0.1.0-ray2.60.0", "2.60.0"),
+        ("3.1.0-ray2.60.0", "2.60.0"),
+        ("2.60.0-ray", "2.60.0"),
+    ],
+)
+def test_version_follows_the_tag_and_the_check_reads_the_same(tag: str, version: str):
+    plan = planned("tf-train", "gpu", f"image.tag={tag}")
+    resource = ray_resource(plan)
+    assert cluster_of(resource)["rayVersion"] == version
     images = {spec["containers"][0]["image"] for spec in pod_specs(resource)}
-    assert images == {"ray-ref/tf-train:2.61.0-7-gpu"}
+    assert images == {f"registry.example.com/ray-ref/tf-train:{tag}-gpu"}
+    assert cross_checks.version_of(plan.image) == version
+    assert validate.check([resource], None) == []
 
 
-def test_head_runs_no_tasks_and_stays_off_spot_nodes(plan: Plan):
+def test_head_runs_no_tasks(plan: Plan):
     head = cluster_of(ray_resource(plan))["headGroupSpec"]
     assert head["rayStartParams"] == {"num-cpus": "0"}
-    affinity = head["template"]["spec"]["affinity"]["nodeAffinity"]
-    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert term["matchExpressions"] == [{"key": "ray-ref/spot", "operator": "DoesNotExist"}]
+
+
+def test_images_name_the_registry_that_they_come_from(plan: Plan):
+    # Without a host they would be looked for at Docker Hub.
+    for spec in pod_specs(ray_resource(plan)):
+        host, slash, _ = spec["containers"][0]["image"].partition("/")
+        assert (slash, "." in host) == ("/", True)
+
+
+def test_disk_that_a_pod_may_fill_is_asked_for(plan: Plan):
+    for spec in pod_specs(ray_resource(plan)):
+        limits = [v["emptyDir"]["sizeLimit"] for v in spec.get("volumes", []) if "emptyDir" in v]
+        (container,) = spec["containers"]
+        requested = container["resources"]["requests"].get("ephemeral-storage")
+        assert [requested] * len(limits) == limits
+        # No limit: what is written beside the volume would count, too.
+        assert "ephemeral-storage" not in container["resources"]["limits"]
 
 
 def test_every_pod_meets_the_restricted_standard_and_gets_no_token(plan: Plan):
@@ -137,7 +163,7 @@ def test_every_pod_meets_the_restricted_standard_and_gets_no_token(plan: Plan):
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             requests, limits = container["resources"]["requests"], container["resources"]["limits"]
-            assert requests == limits
+            assert {k: v for k, v in requests.items() if k != "ephemeral-storage"} == limits
 
 
 def test_only_the_autoscalers_container_gets_the_api_token(plan: Plan):
@@ -160,17 +186,6 @@ def test_autoscaler_and_authentication_are_said(plan: Plan):
 def test_pods_have_longer_than_ray_needs_to_drain(plan: Plan):
     for group in (cluster_of(ray_resource(plan))["headGroupSpec"], *groups(plan)):
         assert group["template"]["spec"]["terminationGracePeriodSeconds"] > 30
-
-
-def test_spot_has_a_fallback_of_lower_priority_on_other_nodes():
-    spot, fallback = groups(planned("torch-ddp-train", "spot", "platform=aws"))
-    assert spot["priority"] > fallback["priority"]
-    for group in (spot, fallback):  # A cluster without spot nodes is ready all the same.
-        assert (group["replicas"], group["minReplicas"]) == (0, 0)
-    wanted = [node_labels(group)["karpenter.sh/capacity-type"] for group in (spot, fallback)]
-    assert wanted == [["spot"], ["on-demand"]]
-    assert spot["template"]["spec"]["tolerations"]
-    assert "tolerations" not in fallback["template"]["spec"]
 
 
 def test_autoscaler_gives_spot_nodes_up_before_anybody_else_does():
@@ -216,6 +231,23 @@ def test_failed_jobs_head_stays_by_rules_where_that_is_asked_for():
     assert "ttlSecondsAfterFinished" not in spec
 
 
+def test_jobs_of_a_cron_job_are_kept_for_a_week_and_not_for_ever(definitions: Crds):
+    plan = planned("torch-ddp-train", "spot", "kind=cron", "profiles.spot.keep_failed_s=7200")
+    spec = ray_resource(plan)["spec"]["jobTemplate"]
+    assert "shutdownAfterJobFinishes" not in spec  # It would delete the cluster alone.
+    rules = {
+        (rule["policy"], *map(str, rule["condition"].values()))
+        for rule in spec["deletionStrategy"]["deletionRules"]
+    }
+    assert rules == {
+        ("DeleteCluster", "SUCCEEDED", "300"),
+        ("DeleteSelf", "SUCCEEDED", f"{300 + 7 * 86400}"),
+        ("DeleteCluster", "Failed", "7200"),
+        ("DeleteSelf", "Failed", f"{7200 + 7 * 86400}"),
+    }
+    assert validate.check([ray_resource(plan)], definitions) == []
+
+
 def test_first_line_makes_the_file_again_in_a_shell():
     plan = planned("torch-ddp-train", "dev")
     given = ["overrides=['run.name=a b']", "crds.path=/mine", "crds=download", "namespace=x\ny"]
@@ -224,26 +256,6 @@ def test_first_line_makes_the_file_again_in_a_shell():
     words = shlex.split(comment.removeprefix("# Written by: ").replace("\n# ", "\n"))
     assert words[4:] == [given[0], given[3]]
     assert list(yaml.safe_load_all(first)) == render.render(plan)
-
-
-def node_labels(group: Document) -> dict[str, list[str]]:
-    affinity = group["template"]["spec"]["affinity"]["nodeAffinity"]
-    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    return {e["key"]: e.get("values", []) for e in term["matchExpressions"]}
-
-
-def test_gpus_are_asked_for_on_nodes_that_have_them():
-    plan = planned("torch-ddp-train", "gpu", "platform=gcp")
-    (group,) = groups(plan)
-    (container,) = group["template"]["spec"]["containers"]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert node_labels(group)["cloud.google.com/gke-accelerator"] == ["nvidia-l4"]
-    assert group["template"]["spec"]["tolerations"] == [
-        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-    ]
-    head = cluster_of(ray_resource(plan))["headGroupSpec"]["template"]["spec"]
-    assert "nvidia.com/gpu" not in head["containers"][0]["resources"]["limits"]
-    assert "experiment=gpu" in ray_resource(plan)["spec"]["entrypoint"]
 
 
 def test_service_knows_its_health_keeps_its_state_and_moves_step_by_step():

@@ -85,6 +85,46 @@ def test_kind_of_another_project_is_logged(caplog: pytest.LogCaptureFixture) -> 
     assert "PodMonitor/ray: not checked" in caplog.text
 
 
+def other(version: str, kind: str, **fields: Any) -> list[dict[str, Any]]:
+    return [{"apiVersion": version, "kind": kind, "metadata": {"name": "x"}, **fields}]
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("autoscaling.k8s.io/v1", "VerticalPodAutoscaler"),
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+        ("snapshot.storage.k8s.io/v1", "VolumeSnapshot"),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute"),
+        ("scheduling.x-k8s.io/v1alpha1", "PodGroup"),
+    ],
+)
+def test_kind_of_a_project_below_k8s_io_is_not_refused(
+    version: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert check(other(version, kind, spec={})) == []
+    assert f"{kind}/x: not checked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("networking.k8s.io/v1", "NetworkPolicies"),
+        ("apps/v1", "Deploymen"),
+        ("storage.k8s.io/v1", "StorageClas"),
+        ("node.k8s.io/v1", "RuntimeClas"),
+        ("autoscaling/v2", "HorizontalPodAutoscalar"),
+    ],
+)
+def test_kind_that_kubernetes_does_not_have_is_refused(version: str, kind: str) -> None:
+    assert [finding.rule for finding in check(other(version, kind))] == ["kind"]
+
+
+def test_runtime_class_is_known() -> None:
+    assert check(other("node.k8s.io/v1", "RuntimeClass", handler="nvidia")) == []
+
+
 def test_pods_of_kubernetes_own_kinds_are_checked() -> None:
     documents = [each for each in good("core") if each["kind"] == "Deployment"]
     change(documents, "spec template spec containers 0 volumeMounts 0 name", "date")
@@ -165,6 +205,8 @@ def test_option_of_another_ray_is_taken_unless_it_looks_like_a_typo() -> None:
         "host:5000/app",
         "app:x-ray2.60.0-gpu",
         "app:1.2.3-gpu",
+        "me/trainer:2.20.0-gpu",
+        "me/array-x:2.20.0-py311-gpu",
         "registry.example.com/me/torch-ddp-train:2.60.0-3-gpu",
         "torch-ddp-train:0.1.0-ray2.60.0",
     ],
@@ -178,7 +220,8 @@ def test_tag_that_tells_no_other_ray_is_taken(image: str) -> None:
     [
         "ray-ref/torch-ddp-train:2.59.0-cpu",
         "registry.example.com:5000/me/torch-ddp-train:2.59.0",
-        "example.com/my-train:2.59.0-3-gpu",
+        "example.com/my-ray:2.59.0-3-gpu",
+        "example.com/ray-ref/mine:2.59.0-cpu",
         "rayproject/ray:2.59.0",
     ],
 )

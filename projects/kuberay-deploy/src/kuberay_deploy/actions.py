@@ -16,7 +16,7 @@ from kuberay_deploy import overrides as given_overrides
 from kuberay_deploy import rehearse as rehearsing
 from kuberay_deploy import render as rendering
 from kuberay_deploy.config import PROJECT, Config
-from kuberay_deploy.sections import check_output
+from kuberay_deploy.sections import WAIT_S, check_output
 from kuberay_deploy.validate import DEFAULT_GATES, check
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def on_ray(config: Config, report: Report) -> None:
     from kuberay_deploy import dashboard, deploy
 
     cluster = dashboard.connect(str(config.cluster.address))
-    timeout_s, name = config.job.timeout_s, config.job.id or ""
+    timeout_s, name = _timeout_s(config), config.job.id or ""
     with report.timed("job_s"):
         if config.action == "submit":
             _submit_to_ray(config, cluster, report)
@@ -147,7 +147,7 @@ def on_kubernetes(config: Config, report: Report) -> None:
         if config.action == "logs":
             kubernetes.logs(api, name, write)
         elif config.action == "stop":
-            kubernetes.stop(api, name, timeout_s)
+            kubernetes.stop(api, name, timeout_s or WAIT_S)
         elif config.action == "wait":
             _follow_on_kubernetes(api, name, timeout_s, report)
         else:
@@ -253,6 +253,14 @@ def _is_service(config: Config) -> bool:
     return config.is_service(config.workload if config.action == "submit" else str(config.job.id))
 
 
+def _timeout_s(config: Config) -> float:
+    """How long to wait on a Ray cluster, where no deadline but this one ends a job."""
+    waits = config.action in ("submit", "wait") and config.workload != "all"
+    if config.job.timeout_s is None and waits and not _is_service(config):
+        return float(config.describe(config.workload).deadline_s)
+    return config.job.timeout_s or WAIT_S
+
+
 def _packages(config: Config) -> Iterator[Path]:
     from kuberay_deploy.dashboard import locate
 
@@ -267,7 +275,7 @@ def _submit_to_ray(config: Config, cluster: Any, report: Report) -> None:
     overrides, packages = given_overrides.of_command(config), list(_packages(config))
     if _is_service(config):
         content = serve_config.content(config.storage.path, overrides)
-        addresses = deploy.deploy(cluster, content, packages, config.job.timeout_s)
+        addresses = deploy.deploy(cluster, content, packages, _timeout_s(config))
         report.metrics["addresses"] = addresses
         _show(report, addresses)
         return
@@ -282,7 +290,7 @@ def _submit_to_ray(config: Config, cluster: Any, report: Report) -> None:
 def _follow_on_ray(config: Config, cluster: Any, job_id: str, report: Report) -> None:
     from kuberay_deploy import deploy
 
-    outcome = deploy.wait(cluster, job_id, config.job.timeout_s, write)
+    outcome = deploy.wait(cluster, job_id, _timeout_s(config), write)
     report.metrics |= {
         "job_id": job_id,
         "status": str(outcome.status.value),
@@ -292,7 +300,7 @@ def _follow_on_ray(config: Config, cluster: Any, job_id: str, report: Report) ->
     _show(report, {"job": job_id, "status": report.metrics["status"]})
 
 
-def _follow_on_kubernetes(api: Any, name: str, timeout_s: float, report: Report) -> None:
+def _follow_on_kubernetes(api: Any, name: str, timeout_s: float | None, report: Report) -> None:
     from kuberay_deploy import kubernetes
 
     state = kubernetes.wait(api, name, timeout_s)

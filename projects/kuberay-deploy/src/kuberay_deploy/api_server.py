@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from ray_shared.errors import JobError, UserError
 
+from kuberay_deploy.manifests import Document
+
 if TYPE_CHECKING:
     from kubernetes.dynamic import DynamicClient, Resource
-
-Document = dict[str, Any]
 
 MANAGER = "kuberay-deploy"
 """Owner, for the API server, of the fields that are applied."""

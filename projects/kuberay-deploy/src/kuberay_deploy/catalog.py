@@ -51,7 +51,7 @@ class PlatformConfig:
     """What differs from one Kubernetes to another."""
 
     name: str
-    """`bare`, `aws` or `gcp`."""
+    """`bare`, `aws`, `aws-auto`, `aws-managed` or `gcp`."""
     on_demand: PoolConfig
     """Nodes that nobody takes away."""
     spot: PoolConfig
@@ -86,10 +86,10 @@ class ProfileConfig:
     """RayJob: times that a failed job is started again, in a new cluster. At least 0."""
     keep_failed_s: int
     """RayJob: seconds that the head of a failed job stays, to be looked at; 0: `keep_done_s`. If it
-    is set, that of a job that was stopped stays until the job is deleted."""
+    is set, and with kind=cron, that of a job that was stopped stays until the job is deleted."""
     keep_done_s: int
-    """RayJob: seconds that the head of a finished job stays; its workers go after `idle_s`. At
-    least 0."""
+    """RayJob: seconds that the head of a finished job stays; its workers go after `idle_s`, and the
+    jobs of kind=cron a week after their heads. At least 0."""
     idle_s: int
     """Seconds without work after which the autoscaler takes a worker away. At least 10."""
 
@@ -139,7 +139,8 @@ class VariantConfig:
     """Worker pods from the start on, but for spot nodes, and of a service or cluster the fewest;
     0: the workload has no such variant."""
     max_workers: int
-    """The most worker pods that the autoscaler may ask for. At least `workers`."""
+    """The most worker pods that the autoscaler may ask for; in the profile `spot` of each of the
+    two groups, on spot nodes and on others. At least `workers`."""
     overrides: list[str]
     """Hydra overrides of the workload's own command."""
 

@@ -7,7 +7,6 @@ Source: https://pypi.org/project/kubernetes-validate/
 
 import json
 import logging
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,9 +19,27 @@ from kuberay_deploy.labels import SUBDOMAIN
 logger = logging.getLogger(__name__)
 KUBERNETES = "1.37"
 RULE = "core-schema"
-# Where a kind without a schema is a typo, and not some other project's.
-OWN_GROUPS = re.compile(r"[a-z]*/?v\d\w*|[a-z.]+\.k8s\.io/v\d\w*")
-ELSEWHERE = re.compile(r"(gateway|snapshot\.storage|metrics|kueue\.x|jobset\.x|node\.k8s)\.")
+# Kubernetes' own groups with a dot in their names. Others have groups below k8s.io, too, but none
+# without a dot: Kubernetes refuses the definition of such a kind.
+OWN_GROUPS = (
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "apiregistration.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "certificates.k8s.io",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+    "events.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "networking.k8s.io",
+    "node.k8s.io",
+    "rbac.authorization.k8s.io",
+    "resource.k8s.io",
+    "scheduling.k8s.io",
+    "storage.k8s.io",
+    "storagemigration.k8s.io",
+)
 KINDS = """
 ConfigMap CronJob DaemonSet Deployment HorizontalPodAutoscaler Ingress Job LimitRange Namespace
 NetworkPolicy PersistentVolume PersistentVolumeClaim Pod PodDisruptionBudget PriorityClass
@@ -62,7 +79,7 @@ def check(document: dict[str, Any], at: At) -> Iterator[Finding]:
         yield _translate(error, at)
     except kubernetes_validate.SchemaNotFoundError:
         kind, version = document["kind"], document["apiVersion"]
-        if OWN_GROUPS.fullmatch(version) and not ELSEWHERE.match(version):
+        if _is_own(version.rpartition("/")[0]):
             near = nearest(kind, KINDS)
             found = f"{kind} of {version}"
             hint = f"'{near}'?" if near and near != kind else "another apiVersion?"
@@ -70,6 +87,11 @@ def check(document: dict[str, Any], at: At) -> Iterator[Finding]:
             yield at("kind").finding(found, allowed, "kind")
         else:
             logger.warning("%s: not checked: no schema for %s", at.document, version)
+
+
+def _is_own(group: str) -> bool:
+    """Whether a kind of this group that has no schema is a typo, and not some other project's."""
+    return "." not in group or group in OWN_GROUPS
 
 
 def _name(document: dict[str, Any], at: At) -> Iterator[Finding]:

@@ -15,14 +15,14 @@ from kuberay_deploy import pod_checks, ray_parser
 from kuberay_deploy.catalog import WORKLOADS
 from kuberay_deploy.cluster_spec import Spec, clusters, pod
 from kuberay_deploy.findings import At, Finding, nearest
+from kuberay_deploy.image_tags import named_version, ray_version
 from kuberay_deploy.labels import LABEL_VALUE
 
 # Ray's own, and those of this repository, wherever they lie.
 RAY_IMAGES = ("ray", "ray-ml", "ray-llm", *WORKLOADS)
-# `2.60.0-py311-gpu` of these, `0.1.0-ray2.60.0` of others; and others that are named as these are.
-LEADING = re.compile(r"(\d+\.\d+\.\d+)(?![.\d])")
-ALIKE = re.compile(r"(2\.\d\d+\.\d+)(?:-\w+)*-(?:cpu|gpu|py3\d+)(?![\w.])")
-NAMED = re.compile(r"ray[-_.]?(\d+\.\d+\.\d+)(?![.\d])")
+# Others with Ray's name somewhere in theirs, whose tags look as Ray's do: `2.60.0-py311-gpu`.
+RAY_LIKE = re.compile(r"(?<![a-z0-9])ray(?![a-z0-9])|rayproject")
+ALIKE = re.compile(r"2\.\d\d+\.\d+(?:-\w+)*-(?:cpu|gpu|py3\d+)(?![\w.])")
 PYTHON = re.compile(r"-py(3\d+)")
 SERVICE_TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
 SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
@@ -193,17 +193,17 @@ def _versions(spec: Spec, groups: list[tuple[Spec, At]], at: At) -> Iterator[Fin
 
 def _image_version(pod_spec: Spec, wanted: str | None, at: At) -> Iterator[Finding]:
     image = pod_spec["containers"][0].get("image", "")
-    found = ray_version(image)
+    found = version_of(image)
     if wanted and found and found != wanted:
         field = at("containers", 0, "image")
         yield field.finding(image, f"Ray {wanted}, as rayVersion says", "ray-version")
 
 
-def ray_version(image: str) -> str | None:
+def version_of(image: str) -> str | None:
     """The version of Ray that the tag of an image tells, if it does."""
     repository, _, tag = image.partition("@")[0].rpartition(":")
     if not repository or "/" in tag:
         return None
     known = repository.split("/")[-1] in RAY_IMAGES
-    match = NAMED.search(tag) or (LEADING if known else ALIKE).match(tag)
-    return match[1] if match else None
+    alike = RAY_LIKE.search(repository) and ALIKE.match(tag)
+    return ray_version(tag) if known or alike else named_version(tag)

@@ -1,27 +1,31 @@
 """Applies a manifest to a Kubernetes cluster, and follows what KubeRay's operator makes of it.
 
 What `kubectl apply --server-side` does, by Kubernetes' own Python client: the API server tries the
-whole file first (dry run), and only a file without a mistake is applied. What fails in spite of
-that, because somebody was faster or a quota is full, is taken back.
+whole file first (dry run), and only a file without a mistake is applied. If one document fails in
+spite of that, because somebody was faster or a quota is full, those before it are taken back: what
+is new is deleted, what was there gets its earlier content.
 
 Source: https://kubernetes.io/docs/reference/using-api/server-side-apply/ and
 https://docs.ray.io/en/releases-2.60.0/cluster/kubernetes/getting-started/rayjob-quick-start.html
 """
 
+import codecs
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from ray_shared.errors import JobError, UserError
 
-from kuberay_deploy.api_server import RAY_API, Api, Document, explained, name_of
+from kuberay_deploy.api_server import RAY_API, Api, explained, name_of
+from kuberay_deploy.manifests import Document
+from kuberay_deploy.outcome import JobLog, Write
 from kuberay_deploy.secret_needs import missing_key, required_secrets
+from kuberay_deploy.sections import WAIT_S
 from kuberay_deploy.states import State, state_of
 
 logger = logging.getLogger(__name__)
-
-Write = Callable[[str], None]
 
 PATIENCE_S = 60.0
 """How long the API server may be away until a wait gives up."""
@@ -45,7 +49,7 @@ def submit(api: Api, documents: Sequence[Document]) -> list[str]:
     Raises:
         UserError: If something that they need is missing, the server refuses one, or a job of this
             name is there already.
-        JobError: If the server fails; then nothing of what is new stays.
+        JobError: If the server fails; then nothing of the manifest stays.
     """
     documents = sorted(documents, key=lambda document: document["kind"] != "Namespace")
     for document in documents:
@@ -55,8 +59,8 @@ def submit(api: Api, documents: Sequence[Document]) -> list[str]:
     for document in documents:
         _check_new_job(api, document)
     _check_secrets(api, documents)
-    created: list[Document] = []
-    trying: list[Document] = []
+    applied: list[tuple[Document, Document | None]] = []  # With what was there before.
+    trying: list[tuple[Document, Document | None]] = []
     try:
         # What lies in a namespace can be tried only once that is there.
         for batch in (
@@ -66,18 +70,34 @@ def submit(api: Api, documents: Sequence[Document]) -> list[str]:
             for document in batch:
                 api.apply(document, dry_run=True)
             for document in batch:
-                trying = [document] if _existing(api, document) is None else []
+                before = _existing(api, document)
+                trying = [(document, before)]
                 api.apply(document, dry_run=False)
-                logger.info("%s %s", name_of(document), "created" if trying else "applied")
-                created, trying = created + trying, []
+                logger.info("%s %s", name_of(document), "applied" if before else "created")
+                applied, trying = applied + trying, []
     except BaseException as error:  # Also Ctrl-C, which may come between a request and its answer.
-        # What was refused is not there, or is somebody else's.
-        created += [] if isinstance(error, UserError) else trying
-        for document in reversed(created):
-            with contextlib.suppress(UserError, JobError):
-                api.delete(document)
+        # What was refused is as it was.
+        applied += [] if isinstance(error, UserError) else trying
+        for document, before in reversed(applied):
+            _take_back(api, document, before)
         raise
     return [name_of(each) for each in documents if each["apiVersion"] == RAY_API]
+
+
+def _take_back(api: Api, document: Document, before: Document | None) -> None:
+    """Deletes what is new, and gives to what was there the content that it had."""
+    try:
+        if before is None:
+            api.delete(document)
+            return
+        # The rest is the server's own: versions, owners of fields, the operator's status.
+        kept = ("name", "namespace", "labels", "annotations")
+        earlier = {key: value for key, value in before.items() if key != "status"}
+        earlier |= {key: document[key] for key in ("apiVersion", "kind")}
+        earlier["metadata"] = {k: v for k, v in before["metadata"].items() if k in kept}
+        api.apply(earlier, dry_run=False)
+    except (UserError, JobError) as error:
+        logger.warning("not taken back: %s", error)
 
 
 def _existing(api: Api, document: Document) -> Document | None:
@@ -137,14 +157,21 @@ def _find(api: Api, reference: str) -> Document:
     return document
 
 
-def wait(api: Api, reference: str, timeout_s: float) -> State:
+def wait(api: Api, reference: str, timeout_s: float | None) -> State:
     """Waits until a job has ended, or a service or cluster is ready.
+
+    Args:
+        api: The cluster.
+        reference: `RayJob/name`, or another kind of KubeRay's.
+        timeout_s: None: as `patience_s` of the resource.
 
     Raises:
         UserError: If there is no such resource.
         JobError: If that takes longer, or the API server stays away.
     """
-    now = state(api, reference)
+    document = _find(api, reference)
+    now = state_of(document)
+    timeout_s = timeout_s or patience_s(document)
     deadline, seen, phase = time.monotonic() + timeout_s, time.monotonic(), ""
     while not now.ended:
         if now.phase != phase:
@@ -166,6 +193,14 @@ def wait(api: Api, reference: str, timeout_s: float) -> State:
     return now
 
 
+def patience_s(document: Document) -> float:
+    """Seconds: of a job with a deadline what all its tries may take, of all else an hour."""
+    spec = document.get("spec") or {}
+    deadline_s = spec.get("activeDeadlineSeconds") if document["kind"] == "RayJob" else None
+    # And time for what is around the tries: clusters that go, states that are noticed.
+    return WAIT_S + (deadline_s or 0) * (1 + spec.get("backoffLimit", 0))
+
+
 def _waiting_pod(api: Api, of: State) -> str:
     """Why the first pod that does not run does not run, if one says so."""
     for pod in api.find("v1", "Pod", f"ray.io/cluster={of.cluster}") if of.cluster else []:
@@ -181,8 +216,11 @@ def _waiting_pod(api: Api, of: State) -> str:
     return ""
 
 
-def logs(api: Api, reference: str, write: Write) -> None:
+def logs(api: Api, reference: str, write: Write) -> dict[str, Any] | None:
     """Writes what a job has printed so far, or the log of a cluster's head.
+
+    Returns:
+        The content of the job's `result.json`, which is not written; None if it is not there.
 
     Raises:
         UserError: If there is no such resource, or none of its pods has a log.
@@ -207,30 +245,63 @@ def logs(api: Api, reference: str, write: Write) -> None:
     query = [("container", container or newest["spec"]["containers"][0]["name"])]
     with explained(f"the log of {newest['metadata']['name']}"):
         answer = api.client.request("get", path, query_params=query, serialize=False)
-        for chunk in answer.stream(decode_content=True):
-            write(chunk.decode(errors="replace"))
+        log, position = JobLog(write), 0
+        # A letter may be in two chunks.
+        chunks = answer.stream(decode_content=True)
+        for text in codecs.iterdecode(chunks, "utf-8", errors="replace"):
+            log.add(position, text)
+            position += len(text)
+        log.flush()
+    return log.result
+
+
+def result(api: Api, reference: str) -> dict[str, Any] | None:
+    """The content of a job's `result.json`, which stands in its submitter's log.
+
+    Returns:
+        None if it is not there: the job has not come so far, or its pod is gone with a drained node
+        or with the RayJob, or its log is not ours to read.
+    """
+    with contextlib.suppress(UserError, JobError):
+        return logs(api, reference, lambda _: None)
+    return None
 
 
 def stop(api: Api, reference: str, timeout_s: float) -> None:
-    """Deletes a resource with its pods and what its file holds for them, and waits for its end.
+    """Deletes a resource, waits until it and its pods are gone, and deletes what stood around them.
 
-    That are the NetworkPolicies and PodDisruptionBudgets with the same instance label.
+    That are the NetworkPolicies and PodDisruptionBudgets with the same instance label: not before,
+    since a pod that ends still talks, and one of the operator's empties Redis.
 
     Raises:
         UserError: If there is no such resource.
-        JobError: If it is not gone in time.
+        JobError: If it is not gone in time; then what stands around it stays.
     """
     document = _find(api, reference)
-    api.delete(document)
     labels = document["metadata"].get("labels") or {}
-    for version, kind in AROUND if OURS.items() <= labels.items() and INSTANCE in labels else ():
+    ours = OURS.items() <= labels.items() and INSTANCE in labels
+    selector = f"{INSTANCE}={labels[INSTANCE]}" if ours else ""
+    api.delete(document)
+    deadline = time.monotonic() + timeout_s
+    while _existing(api, document) is not None or (ours and _still_ending(api, selector)):
+        if time.monotonic() > deadline:
+            raise JobError(f"{reference}, or a pod of it, is still there after {timeout_s:g} s")
+        time.sleep(POLL_S)
+    for version, kind in AROUND if ours else ():
         try:
-            for each in api.find(version, kind, f"{INSTANCE}={labels[INSTANCE]}"):
+            for each in api.find(version, kind, selector):
                 api.delete({"apiVersion": version, "kind": kind} | each)
         except UserError as error:
             logger.warning("not deleted: %s", error)
-    deadline = time.monotonic() + timeout_s
-    while _existing(api, document) is not None:
-        if time.monotonic() > deadline:
-            raise JobError(f"{reference} is still there after {timeout_s:g} s")
-        time.sleep(POLL_S)
+
+
+def _still_ending(api: Api, selector: str) -> bool:
+    """Whether clusters of the resource are there, or pods that have not come to their end."""
+    try:
+        if api.find(RAY_API, "RayCluster", selector):
+            return True
+        pods = api.find("v1", "Pod", selector)
+    except UserError as error:
+        logger.warning("not looked whether pods are gone: %s", error)
+        return False
+    return any(pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)

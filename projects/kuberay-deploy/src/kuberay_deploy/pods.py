@@ -5,7 +5,8 @@ https://kubernetes.io/docs/concepts/security/pod-security-standards/ (restricted
 """
 
 from dataclasses import dataclass
-from typing import Any
+
+from ray_shared.report import RESULT_TO_LOG
 
 from kuberay_deploy.catalog import (
     NodeConfig,
@@ -15,8 +16,8 @@ from kuberay_deploy.catalog import (
     WorkloadConfig,
 )
 from kuberay_deploy.config import MOUNT, Config
-
-Document = dict[str, Any]
+from kuberay_deploy.manifests import Document
+from kuberay_deploy.nodes import placement
 
 # Of the user `ray` in the images.
 USER = 1000
@@ -24,12 +25,15 @@ USER = 1000
 # service first waits until no Service sends requests to it any more.
 GRACE_S = 60
 LEAVE_S = 15
-# Ray's logs, and objects that do not fit into memory.
+# Ray's logs, and objects that do not fit into memory. Asked of the node, too: what nobody asks for
+# fills the node's disk, and then its pods are evicted.
 TMP_SIZE = "20Gi"
 TOKEN_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 AGENT_PORT = 52365
-# What `ray_shared` sets for a cluster of its own. Here the processes are older than the driver.
+# What `ray_shared` sets for a cluster of its own; here the processes are older than the driver. And
+# what prints its result, since the log is all that can be read of a job from outside.
 ENVIRONMENT = {
+    RESULT_TO_LOG: "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",
@@ -94,7 +98,12 @@ def head(plan: Plan) -> Document:
     ports |= {"as-metrics": 44217, "dash-metrics": 44227}
     container["ports"] = [*_ports(ports), *container["ports"]]
     container |= probes(ready=("/api/healthz", AGENT_PORT))
-    spec = ray_pod(plan, container, plan.config.platform.on_demand)
+    platform, scarce = plan.config.platform, None
+    if plan.chosen.gpu:
+        # The image says `all`, and not every node with GPUs has a taint: they are the workers'.
+        container["env"].append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+        scarce = platform.gpu
+    spec = ray_pod(plan, container, placement(platform.on_demand, but_not=scarce))
     account = plan.config.kubernetes.head_service_account
     if account is not None:
         spec = {"serviceAccountName": account} | spec
@@ -112,7 +121,7 @@ def worker(plan: Plan, pool: PoolConfig) -> Document:
     container |= probes(ready=ready, failures=1 if serves else 10)
     if serves:
         container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(LEAVE_S)]}}}
-    spec = ray_pod(plan, container, pool)
+    spec = ray_pod(plan, container, placement(pool))
     account = plan.config.kubernetes.worker_service_account
     if account is not None:
         spec = {"serviceAccountName": account} | spec
@@ -148,8 +157,8 @@ def template(plan: Plan, spec: Document) -> Document:
     return {"metadata": {"labels": plan.labels}, "spec": spec}
 
 
-def ray_pod(plan: Plan, container: Document, pool: PoolConfig) -> Document:
-    """The spec of a pod with one Ray container, on nodes of the pool."""
+def ray_pod(plan: Plan, container: Document, nodes: Document) -> Document:
+    """The spec of a pod with one Ray container, on nodes as `placement` says them."""
     # The name is the operator's: it mounts the same volume into the autoscaler's container.
     volumes: list[Document] = [{"name": "ray-logs", "emptyDir": {"sizeLimit": TMP_SIZE}}]
     if plan.config.on_volume:
@@ -162,7 +171,7 @@ def ray_pod(plan: Plan, container: Document, pool: PoolConfig) -> Document:
         "terminationGracePeriodSeconds": GRACE_S + (LEAVE_S if plan.kind == "service" else 0),
         "securityContext": pod_security(),
         **_pull_secrets(plan),
-        **placement(pool),
+        **nodes,
         "containers": [container],
         "volumes": volumes,
     }
@@ -177,6 +186,7 @@ def ray_container(plan: Plan, name: str, node: NodeConfig, gpu: bool) -> Documen
     if plan.kind == "service":
         ports |= {"serve": 8000, "haproxy": 9101}
     requested = resources(str(node.cpus), node.memory)
+    requested["requests"]["ephemeral-storage"] = TMP_SIZE
     if gpu:
         for part in requested.values():
             part[plan.config.platform.gpu_resource] = "1"
@@ -245,32 +255,6 @@ def probes(ready: tuple[str, int], failures: int = 10) -> Document:
             "failureThreshold": 12,
         },
     }
-
-
-def placement(pool: PoolConfig) -> Document:
-    """On nodes of the pool, and on no others."""
-    expressions: list[Document] = []
-    for key, value in pool.labels.items():
-        if value is None:
-            expressions.append({"key": key, "operator": "DoesNotExist"})
-        else:
-            expressions.append({"key": key, "operator": "In", "values": [value]})
-    found: Document = {}
-    if expressions:
-        terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
-        required = "requiredDuringSchedulingIgnoredDuringExecution"
-        found["affinity"] = {"nodeAffinity": {required: terms}}
-    if pool.tolerations:
-        found["tolerations"] = [
-            {
-                "key": toleration.key,
-                "operator": "Exists" if toleration.value is None else "Equal",
-                **({} if toleration.value is None else {"value": toleration.value}),
-                "effect": toleration.effect,
-            }
-            for toleration in pool.tolerations
-        ]
-    return found
 
 
 def spread(plan: Plan) -> list[Document]:

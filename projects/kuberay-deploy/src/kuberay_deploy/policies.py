@@ -7,11 +7,11 @@ Source: https://kubernetes.io/docs/concepts/services-networking/network-policies
 https://kubernetes.io/docs/tasks/run-application/configure-pdb/
 """
 
-from kuberay_deploy.pods import Document, Plan
+from kuberay_deploy.manifests import Document
+from kuberay_deploy.pods import Plan
 
 ANYWHERE = "0.0.0.0/0"
-# NodeLocal DNSCache; the addresses at which clouds hand out credentials: all of them, GKE's, EKS's.
-NODE_DNS = "169.254.20.10/32"
+# The addresses at which clouds hand out credentials: all of them, GKE's, EKS's.
 METADATA = {"169.254.169.254/32": 80, "169.254.169.252/32": 988, "169.254.170.23/32": 80}
 
 
@@ -28,12 +28,11 @@ def network_policies(plan: Plan) -> list[Document]:
     ]
     if plan.kind == "service":  # Clients need an API key; the gateway is one of them.
         ingress.append({"from": [{"namespaceSelector": {}}], "ports": _tcp(8000)})
-    # Workers find the head by its name: without DNS no cluster starts.
+    # Workers find the head by its name: without DNS no cluster starts. To any address: who answers
+    # is pods of kube-system, a cache or resolver of the node (NodeLocal DNSCache, EKS Auto Mode)
+    # or the cloud (GKE's Cloud DNS at 169.254.169.254), and only the first could be selected.
     dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-    egress: list[Document] = [
-        {"to": own},
-        {"to": [_namespace("kube-system"), _block(NODE_DNS)], "ports": dns},
-    ]
+    egress: list[Document] = [{"to": own}, {"ports": dns}]
     if not plan.config.on_volume:
         egress.append({"to": [_block(ANYWHERE)], "ports": _tcp(443)})
         egress += [{"to": [_block(c)], "ports": _tcp(port)} for c, port in METADATA.items()]
@@ -67,12 +66,11 @@ def disruption_budgets(plan: Plan) -> list[Document]:
     has a `scale` subresource, and allows no eviction at all where it cannot.
     """
     found: list[Document] = []
+    # One at a time. A service or cluster with a single worker cannot keep it and let the node go.
+    fewest = plan.variant.workers - 1
     if plan.kind in ("job", "cron"):  # The head takes its job with it; and the job has a deadline.
         found.append(_budget(plan, "head", 1))
-    # One at a time. A service with a single worker cannot keep it and let the node go.
-    fewest = (
-        plan.variant.workers - 1 if plan.kind == "service" else max(1, plan.variant.workers - 1)
-    )
+        fewest = max(1, fewest)
     if fewest:
         found.append(_budget(plan, "worker", fewest))
     return found

@@ -13,7 +13,8 @@ import yaml
 
 from kuberay_deploy import pods, serve_config
 from kuberay_deploy.config import Config
-from kuberay_deploy.pods import Document, Plan
+from kuberay_deploy.manifests import Document
+from kuberay_deploy.pods import Plan
 from kuberay_deploy.policies import disruption_budgets, metadata, network_policies, uses_redis
 
 API = "ray.io/v1"
@@ -29,7 +30,10 @@ OLD_CLUSTER_S = 120
 # Per cent of the traffic that moves at once, seconds between two moves, and per cent of its
 # capacity that the new cluster gets before the old one gives up as much.
 STEP_PERCENT, STEP_S, SURGE_PERCENT = 10, 30, 50
+# A service that has not been ready by then has failed for good: only a new one can be tried.
 INITIALIZING_TIMEOUT = "30m"
+# The record and the log of a job of a cron job: a week after its cluster has gone.
+RECORD_S = 7 * 24 * 3600
 
 
 def make_plan(config: Config, workload: str, profile: str) -> Plan:
@@ -136,16 +140,30 @@ def job_spec(plan: Plan) -> Document:
         "submitterPodTemplate": pods.submitter(plan),
     }
     # A time to live, or rules; the operator refuses both together. No rule knows a job that was
-    # stopped: its head stays until somebody deletes the job.
-    if chosen.keep_failed_s:
-        done = {"jobStatus": "SUCCEEDED", "ttlSeconds": chosen.keep_done_s}
-        failed = {"jobDeploymentStatus": "Failed", "ttlSeconds": chosen.keep_failed_s}
-        rules = [{"policy": "DeleteCluster", "condition": when} for when in (done, failed)]
-        spec["deletionStrategy"] = {"deletionRules": rules}
+    # stopped: its head stays until somebody deletes the job. And a time to live knows the cluster
+    # only: nobody would delete the jobs that a cron job makes.
+    if chosen.keep_failed_s or plan.kind == "cron":
+        spec["deletionStrategy"] = {"deletionRules": deletion_rules(plan)}
     else:
         spec["shutdownAfterJobFinishes"] = True
         spec["ttlSecondsAfterFinished"] = chosen.keep_done_s
     return spec | {"rayClusterSpec": cluster_spec(plan)}
+
+
+def deletion_rules(plan: Plan) -> list[Document]:
+    """When a job's cluster goes, and after a week the job itself if a cron job made it."""
+    keep_done_s = plan.chosen.keep_done_s
+    ends: list[tuple[Document, int]] = [
+        ({"jobStatus": "SUCCEEDED"}, keep_done_s),
+        ({"jobDeploymentStatus": "Failed"}, plan.chosen.keep_failed_s or keep_done_s),
+    ]
+    rules: list[Document] = []
+    for status, keep_s in ends:
+        rules.append({"policy": "DeleteCluster", "condition": status | {"ttlSeconds": keep_s}})
+        if plan.kind == "cron":
+            gone_s = keep_s + RECORD_S
+            rules.append({"policy": "DeleteSelf", "condition": status | {"ttlSeconds": gone_s}})
+    return rules
 
 
 def entrypoint(plan: Plan) -> str:
@@ -221,7 +239,8 @@ def worker_groups(plan: Plan) -> list[Document]:
         return [_group(plan, "workers", platform.on_demand, fixed)]
     # The autoscaler takes the group of higher priority, unless its nodes have failed to come. No
     # group has workers of its own: without spot nodes the cluster would never be ready, and the
-    # job not start that asks for others.
+    # job not start that asks for others. Each may have all of the workers, so that either can do
+    # without the other; a workload that takes what it gets may then have twice as many.
     spot = {"replicas": 0, "minReplicas": 0, "priority": 10}
     fallback = {"replicas": 0, "minReplicas": 0, "priority": 0}
     return [

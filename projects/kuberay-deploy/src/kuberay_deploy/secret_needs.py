@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Document = dict[str, Any]
+from kuberay_deploy.manifests import Document
 
 TOKEN_KEY = "auth_token"
 """Where KubeRay's operator looks for Ray's token in `authOptions.secretName`."""

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from ray_shared.errors import UserError, check
 
+from kuberay_deploy.image_tags import ray_version
 from kuberay_deploy.labels import DNS_1123, SUBDOMAIN, is_cidr
 from kuberay_deploy.operator_features import ALL_GATES
 
-VERSION = re.compile(r"(?<![\d.])(\d+)\.(\d+)\.(\d+)(?![\d.])")
 MIN_RAY = (2, 52, 0)
 """KubeRay refuses token authentication with an older one."""
 # Of a registry's reference: parts with single separators, the first perhaps a host with a port.
 PART = r"[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*"
 REPOSITORY = re.compile(rf"({PART}:[0-9]{{1,5}}/)?{PART}(/{PART})*")
+WAIT_S = 3600.0
+"""How long is waited where neither `job.timeout_s` nor a job's own deadline says it."""
 NAMES = "at most 63 small letters, digits and '-'"
 
 
@@ -27,7 +29,8 @@ class ImageConfig:
     repository: str
     """Registry and path, without the workload's name."""
     tag: str
-    """Holds the version of Ray (`2.60.0-3`), which the manifests repeat as `rayVersion`."""
+    """Begins with the version of Ray (`2.60.0-3`) or names it (`1.4.2-ray2.60.0`); the manifests
+    repeat it as `rayVersion`."""
     cpu_suffix: str
     """What follows the tag where no worker has a GPU."""
     gpu_suffix: str
@@ -42,11 +45,11 @@ class ImageConfig:
         allowed = "a registry and path in small letters, such as example.com:5000/me"
         check(ok, "image.repository", self.repository, allowed)
         check_name("image.pull_secret", self.pull_secret)
-        found = VERSION.search(self.tag)
-        allowed = "a tag with Ray's version in it, such as 2.60.0-1"
+        found = ray_version(self.tag)
+        allowed = "a tag with Ray's version in it, such as 2.60.0-1 or 1.4.2-ray2.60.0"
         ok = found is not None and re.fullmatch(r"[\w][\w.-]{0,99}", self.tag) is not None
         check(ok, "image.tag", self.tag, allowed)
-        ok = found is not None and tuple(int(part) for part in found.groups()) >= MIN_RAY
+        ok = tuple(int(part) for part in str(found).split(".")) >= MIN_RAY
         check(ok, "image.tag", self.tag, "of Ray 2.52.0 or newer, which has token authentication")
         policies = ("IfNotPresent", "Always", "Never")
         check(self.pull_policy in policies, "image.pull_policy", self.pull_policy, one_of(policies))
@@ -54,9 +57,9 @@ class ImageConfig:
     @property
     def ray_version(self) -> str:
         """Ray's version, as the tag says."""
-        found = VERSION.search(self.tag)
+        found = ray_version(self.tag)
         assert found is not None  # __post_init__ has looked.
-        return found[0]
+        return found
 
 
 @dataclass
@@ -122,8 +125,9 @@ class JobConfig:
 
     id: str | None
     """target=ray: the submission's id; target=kubernetes: `RayJob/name` or the like."""
-    timeout_s: float
-    """Seconds to wait for its end. More than 0."""
+    timeout_s: float | None
+    """Seconds to wait for its end, more than 0; null: for a job as long as its own deadline allows
+    all its tries, for anything else an hour."""
     schedule: str
     """kind=cron: when, in cron's five fields."""
     time_zone: str
@@ -132,7 +136,8 @@ class JobConfig:
     """submit, target=ray: environment variables of the job and its workers."""
 
     def __post_init__(self) -> None:
-        check(self.timeout_s > 0, "job.timeout_s", self.timeout_s, "> 0")
+        ok = self.timeout_s is None or self.timeout_s > 0
+        check(ok, "job.timeout_s", self.timeout_s, "> 0, or null")
         for name in self.env:
             ok = re.fullmatch(r"[A-Za-z_]\w*", name) is not None
             check(ok, f"job.env.{name}", self.env[name], "a variable's name before the value")

@@ -5,11 +5,10 @@ Source: https://docs.ray.io/en/releases-2.60.0/cluster/kubernetes/user-guides/ob
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from ray_shared.errors import JobError
 
-Document = dict[str, Any]
+from kuberay_deploy.manifests import Document
 
 JOB_ENDS = ("Complete", "Failed", "ValidationFailed")
 """Values of a RayJob's `jobDeploymentStatus` after which nothing happens any more."""
