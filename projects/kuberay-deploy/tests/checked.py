@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kuberay_deploy import crds, manifests, validate
+from kuberay_deploy import actions, crds, manifests, validate
+from ray_shared.errors import UserError
 from kuberay_deploy.manifests import Document
 
 GOOD = Path(__file__).parent / "good"
@@ -18,14 +19,18 @@ Change = Callable[[Any, Any], None]
 
 
 def crds_directory() -> Path:
-    """Where KubeRay's CRDs lie: KUBERAY_CRDS, or beside the repository."""
+    """Where KubeRay's CRDs lie: KUBERAY_CRDS, or beside the repository; in a CI also downloaded."""
     path = Path(os.environ.get("KUBERAY_CRDS") or ROOT.parent / "shared" / "kuberay-crds")
-    if not path.is_dir():
-        reason = f"NOT CHECKED against KubeRay's CRDs: {path} is missing; set KUBERAY_CRDS"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
+    if path.is_dir():
+        return path
+    reason = f"NOT CHECKED against KubeRay's CRDs: {path} is missing; set KUBERAY_CRDS"
+    if os.environ.get("CI") != "true":
         pytest.skip(reason)
-    return path
+    try:
+        crds.download(actions.cache_directory())
+    except UserError as error:
+        pytest.fail(f"{reason} ({error})")
+    return actions.cache_directory()
 
 
 @functools.cache

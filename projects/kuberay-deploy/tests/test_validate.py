@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kuberay_deploy import manifests, validate
+from kuberay_deploy import crds, manifests, validate
+from ray_shared.errors import UserError
 
 from .checked import GOOD, broken, change, check, crds_directory, dropped, good, renamed
 
@@ -237,10 +238,17 @@ def test_feature_gate_that_is_on_allows_what_needs_it() -> None:
     assert check(documents, gates=validate.DEFAULT_GATES | {"RayClusterNetworkPolicy"}) == []
 
 
+def refuse(url: str) -> bytes:
+    raise UserError(f"{url}: no network")
+
+
 def test_missing_crds_fail_in_ci(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBERAY_CRDS", str(tmp_path / "none"))
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(pytest.fail.Exception, match="NOT CHECKED"):
+    # Neither there nor to be had.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(crds, "_fetch", refuse)
+    with pytest.raises(pytest.fail.Exception, match="NOT CHECKED.*no network"):
         crds_directory()
     monkeypatch.setenv("CI", "")
     with pytest.raises(pytest.skip.Exception, match="KUBERAY_CRDS"):
