@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from kuberay_deploy import actions, crds, manifests, validate
-from ray_shared.errors import UserError
 from kuberay_deploy.manifests import Document
+from ray_shared.errors import UserError
 
 GOOD = Path(__file__).parent / "good"
 ROOT = Path(__file__).parents[3]
