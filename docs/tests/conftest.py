@@ -20,7 +20,7 @@ from . import page
 __all__ = ["ray_tmpdir"]
 
 SCRIPTS = Path(__file__).parent / "errors"
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
 @dataclass
@@ -55,6 +55,7 @@ def _ray_settings(ray_tmpdir: Path) -> Iterator[None]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_DEDUP_LOGS", "0")
         # Seconds; 2 is the default, and every report waits for it.
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.delenv("RAY_ADDRESS", raising=False)

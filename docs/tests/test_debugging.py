@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import RunScript, Shown
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.fault
 
 
 def test_actor_that_dies(run: RunScript, shown: Shown):

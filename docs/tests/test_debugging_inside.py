@@ -21,7 +21,7 @@ from ray_shared.testing import wait_for
 from . import page
 from .conftest import running
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.fault
 
 TAG = "bash manual: needs a running cluster"
 PROGRAMS = Path(sys.executable).parent

@@ -19,7 +19,7 @@ WORDS = """actor, object store, gpu, checkpoint, memory, small tasks, pending, s
 version, module, collective"""
 
 
-def tests_that_compare() -> set[str]:
+def comparing_tests() -> set[str]:
     """The tests of this folder that take the fixture `shown`."""
     found = set()
     for file in Path(__file__).parent.glob("test_*.py"):
@@ -32,7 +32,7 @@ def tests_that_compare() -> set[str]:
 def test_every_error_names_its_test_and_every_test_its_error():
     named = [test for section in ERRORS for test in section.tests]
     assert len(named) == len(set(named))
-    assert set(named) == tests_that_compare()
+    assert set(named) == comparing_tests()
     headings = " ".join(section.heading.lower() for section in SECTIONS)
     assert [word for word in WORDS.replace("\n", " ").split(", ") if word not in headings] == []
 

@@ -18,7 +18,7 @@ from .conftest import RunScript, Shown, StartScript
 
 PY_SPY = Path(sys.executable).with_name("py-spy")  # A dependency of Ray's.
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.fault
 
 
 def test_training_waits_for_gpus(run: RunScript, shown: Shown, tmp_path: Path):

@@ -7,6 +7,7 @@ Run: python docs/tests/errors/checkpoint_gone.py lost /tmp/runs (or: renamed /tm
 
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import ray
@@ -51,8 +52,8 @@ def lost() -> None:
     away = checkpoint.rename(checkpoint.with_name("moved-away"))
     try:
         fit("mine", epochs=2)
-    except ray.train.ControllerError as error:
-        print(f"{type(error).__module__}.{type(error).__name__}: {error}")
+    except ray.exceptions.ActorDiedError:
+        traceback.print_exc()
     away.rename(checkpoint)
     print("put back, goes on:", fit("mine", epochs=2).metrics)
 
