@@ -189,6 +189,8 @@ def pip_install(session: nox.Session, commands: list[list[str]], files: list[Pat
 def environment(session: nox.Session, name: str) -> Path:
     """The folder of the programs of another session's environment, made or renewed first."""
     environments = session.cache_dir.parent.resolve()
+    if not (environments / name / "installed.sha256").exists():
+        session.log(f"First the environment of {name}: this may take some minutes.")
     nox_command = [sys.executable, "-m", "nox", "--envdir", str(environments)]
     session.run(*nox_command, "-s", name, "--install-only", external=True, silent=True)
     return environments / name / "bin"
@@ -253,6 +255,18 @@ def handoff(session: nox.Session) -> None:
     run_in(session, programs["serve-fastapi"], script, directory, *where)
 
 
+START_HERE = """
+
+## Start here
+
+This is a copy of the project `{name}` of a reference monorepo for Ray, as of its commit
+`{commit}`,
+with the package `ray_shared` in `shared/`. Commit it first: nothing is committed yet.
+`nox -s {name}` tests it and runs the job; `nox` also checks style and types.
+The package keeps its name; to rename it, replace both spellings everywhere.
+"""
+
+
 @nox.session(default=False, venv_backend="none")
 def new(session: nox.Session) -> None:
     """Copy a project as a starter: `nox -s new -- torch-ddp-train ../my-train`."""
@@ -287,13 +301,27 @@ def new(session: nox.Session) -> None:
         content, _, _ = (ROOT / file).read_text().partition("# --- A copied starter's")
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         (target / file).write_text(content.rstrip() + "\n")
-    # The table has one row, and the project is the repository.
+    # The tables have one row, and the project is the repository.
+    changes = {
+        r"^PROJECTS = \{.*?^\}": f'PROJECTS = {{\n    "{name}": ".",\n}}',
+        r"^# Packages of this repository.*?^BESIDE = .*?$": "BESIDE = {}",
+        r"^MORE_FAULTS = \{.*?^\}": 'MORE_FAULTS = {"shared": ("shared", "shared")}',
+        r"^# What reads infra/.*?^\]\n": "",
+    }
     noxfile = target / "noxfile.py"
-    table = f'PROJECTS = {{\n    "{name}": ".",\n}}'
-    noxfile.write_text(re.sub(r"PROJECTS = \{.*?\n\}", table, noxfile.read_text(), flags=re.S))
-    tools = (ROOT / "pyproject.toml").read_text()
+    content = noxfile.read_text()
+    for pattern, change in changes.items():
+        content = re.sub(pattern, change, content, flags=re.S | re.M)
+    noxfile.write_text(content)
+    others = {each.replace("-", "_") for each in PROJECTS if each != name} | {"ray_doctor"}
+    tools = (ROOT / "pyproject.toml").read_text().splitlines(keepends=True)[1:]
     with (target / "pyproject.toml").open("a") as file:
-        file.write("\n" + tools)
+        file.write("\n# Settings of the tools.\n")
+        file.writelines(x for x in tools if x.strip() not in {f'"error:::{o}",' for o in others})
+    commit = session.run("git", "rev-parse", "HEAD", silent=True, external=True)
+    readme = target / "README.md"
+    text = re.sub(r"## Copy it\n.*?(?=\n## |\Z)", "", readme.read_text(), flags=re.S)
+    readme.write_text(text.rstrip() + START_HERE.format(name=name, commit=str(commit).strip()))
     # The hooks look at the files that git knows.
     git = ["git", "-C", str(target)]
     session.run(*git, "init", "--quiet", external=True)

@@ -80,7 +80,20 @@ def test_starters_noxfile_has_the_project_alone(name: str, starter: Path) -> Non
     assert [other for other in PROJECTS if f" {other} ->" in listed] == [name]
     assert "contracts" not in listed
     assert "- new ->" not in listed
-    assert '": "."' in (starter / "noxfile.py").read_text()
+    noxfile = (starter / "noxfile.py").read_text()
+    assert '": "."' in noxfile
+    assert not any(word in noxfile for word in ("infra", "doctor", "rehearsal"))
+
+
+def test_starters_readme_says_what_comes_next(name: str, starter: Path) -> None:
+    readme = (starter / "README.md").read_text()
+    assert "## Copy it" not in readme
+    assert "nox -s new" not in readme
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    )
+    assert commit.stdout.strip() in readme
+    assert f"`nox -s {name}`" in readme.partition("## Start here")[2]
 
 
 def test_starters_workflow_calls_only_what_there_is(starter: Path) -> None:

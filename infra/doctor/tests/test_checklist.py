@@ -141,7 +141,7 @@ def test_several_projects_share_a_line(starter: Path, tmp_path: Path):
     other = made(tmp_path / "other")
     replaced(CONF, "failure: {max_failures: 3}\n", "")(other)
     checks = by_name(checklist.check([starter, other]))
-    assert checks["retries on"].found == "in 1 of 2 projects; does not apply to other"
+    assert checks["retries on"].found == "in 1 project(s); does not apply to other"
 
 
 def test_no_project_is_not_a_project_in_order():

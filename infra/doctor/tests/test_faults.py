@@ -47,7 +47,7 @@ def test_two_healthy_nodes_pass_with_gloo(clinic: Clinic):
     assert clinic.blamed(checks) == {}
     assert checks["gloo"].status == checks["objects"].status == "ok"
     assert checks["NCCL"].found.startswith("no GPU on 127.0.0.1/")
-    assert checks["ports"].found == "8 connections between nodes"
+    assert checks["ports"].found == "reached by every node: 8 connection(s) tried"
 
 
 def test_package_of_another_version_on_one_node(clinic: Clinic, tmp_path: Path):

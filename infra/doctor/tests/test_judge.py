@@ -21,7 +21,7 @@ def test_healthy_cluster_is_ok_everywhere():
     assert {check.status for check in checks.values()} == {"ok"}
     assert all(check.found and not check.hint for check in checks.values())
     assert checks["objects"].found == "10 MB came in at most 20 ms"
-    assert checks["ports"].found == "8 connections between nodes"
+    assert checks["ports"].found == "reached by every node: 8 connection(s) tried"
 
 
 def second(**changes: Any) -> Callable[[Facts], None]:
@@ -161,7 +161,7 @@ def test_silent_node_fails_one_check_and_is_left_out_of_the_others():
     checks = judged(facts)
     assert wrong(list(checks.values())) == {"tasks": "failed"}
     assert checks["tasks"].found == "b: no answer within 60 s"
-    assert "4 for Ray" in checks["CPUs"].found
+    assert "Ray counts on 4;" in checks["CPUs"].found
 
 
 def test_without_any_answer_nothing_is_called_right():

@@ -208,4 +208,4 @@ def _judge(name: str, item: Callable[[Path], Found], hint: str, projects: Sequen
         return ok(name, right[0])
     elsewhere = sorted(project for project, (right, _) in found.items() if right is None)
     rest = f"; does not apply to {', '.join(elsewhere)}" if elsewhere else ""
-    return ok(name, f"in {len(right)} of {len(projects)} projects{rest}")
+    return ok(name, f"in {len(right)} project(s){rest}")

@@ -72,7 +72,7 @@ def ports(facts: Facts) -> Check:
         return failed("ports", listed(shut), hint)
     if not facts.num_targets:
         return not_checked("ports", "no node answers")
-    return ok("ports", f"{facts.num_targets} connections between nodes")
+    return ok("ports", f"reached by every node: {facts.num_targets} connection(s) tried")
 
 
 def transfers(facts: Facts) -> Check:

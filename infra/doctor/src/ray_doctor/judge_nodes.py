@@ -75,9 +75,8 @@ def cpus(nodes: Sequence[Node]) -> Check:
         hint = "start the node with --num-cpus as many, or raise the container's CPU limit."
         return warning("CPUs", listed(too_many), hint)
     total = sum(n.resources.get("CPU", 0) for n in nodes)
-    return ok(
-        "CPUs", f"{total:g} for Ray, {sum(_said(n)['allowed_cpus'] for n in nodes):g} allowed"
-    )
+    allowed_in_all = sum(_said(n)["allowed_cpus"] for n in nodes)
+    return ok("CPUs", f"Ray counts on {total:g}; the nodes may use {allowed_in_all:g}")
 
 
 def gpus(nodes: Sequence[Node]) -> Check:

@@ -1,5 +1,6 @@
 """The table for a person and the metrics for a program."""
 
+from collections import Counter
 from dataclasses import asdict
 
 from ray_shared.report import Report
@@ -35,3 +36,11 @@ def show(checks: list[Check]) -> None:
             found.append(f"\n-> {check.hint}", style="italic")
         table.add_row(check.name, Text(check.status, style=STYLES[check.status]), found)
     Console().print(table)
+    Console().print(verdict(checks))
+
+
+def verdict(checks: list[Check]) -> str:
+    """One line for all: `nothing failed: 20 ok, 1 warning, 4 not checked`."""
+    counts = Counter(check.status for check in checks)
+    shown = [f"{counts[status]} {status}" for status in STYLES if counts[status]]
+    return f"{'something' if counts['failed'] else 'nothing'} failed: {', '.join(shown)}"

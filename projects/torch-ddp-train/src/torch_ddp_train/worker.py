@@ -134,10 +134,11 @@ def quiet() -> None:
 def write_model_bundle(worker: Worker, metrics: dict[str, float], target: Storage) -> None:
     """Writes the model as it is now, with all that is needed to use it, to the storage."""
     images = worker.images
+    dtype = str(images.splits["train"].images.dtype)
     bundle = Bundle(
         framework="torch",
         task="classification",
-        features=[{"name": "image", "dtype": "uint8", "shape": list(images.shape)}],
+        features=[{"name": "image", "dtype": dtype, "shape": list(images.shape)}],
         classes=images.classes,
         model=dataclasses.asdict(worker.config.model),
         preprocessor={"mean": images.mean, "std": images.std},
