@@ -21,6 +21,8 @@ from ray_shared.testing import free_port, wait_for
 
 from .ray_cluster import hello, running, source
 
+pytestmark = pytest.mark.fault  # Some minutes; the fast tier has its like in test_submit.py.
+
 LONG_S = 240
 CONNECT = """
 import sys
@@ -81,7 +83,6 @@ def test_address_that_is_asked_for_wins_over_the_environment(
 # --- Jobs ---
 
 
-@pytest.mark.fault  # The fast tier has its like in test_submit.py.
 def test_training_runs_on_the_cluster_and_gives_its_result(
     cluster: Dashboard, tmp_path: Path
 ) -> None:
@@ -110,7 +111,6 @@ def test_training_runs_on_the_cluster_and_gives_its_result(
     assert (tmp_path / "mine").is_dir()
 
 
-@pytest.mark.fault
 def test_refused_override_is_the_users_mistake(cluster: Dashboard) -> None:
     packages = [
         dashboard.locate("torch_ddp_train", source("torch-ddp-train")),
@@ -123,7 +123,6 @@ def test_refused_override_is_the_users_mistake(cluster: Dashboard) -> None:
         outcome.check()
 
 
-@pytest.mark.fault
 def test_failed_command_is_not_done(cluster: Dashboard) -> None:
     job_id = deploy.submit(cluster, "echo about to fail; exit 3", [])
     outcome = deploy.wait(cluster, job_id, LONG_S)
@@ -134,7 +133,6 @@ def test_failed_command_is_not_done(cluster: Dashboard) -> None:
     assert "about to fail\n" in written
 
 
-@pytest.mark.fault
 def test_environment_reaches_the_command(cluster: Dashboard, tmp_path: Path) -> None:
     package = hello(tmp_path)
     script = "import hello_app, os; print(hello_app.Hello.name, os.environ['WORD'])"
@@ -194,7 +192,6 @@ def test_unknown_job_is_named(cluster: Dashboard, verb: str) -> None:
 # --- Applications ---
 
 
-@pytest.mark.fault  # The fast tier has its like in test_submit.py.
 def test_application_is_served_and_answers(cluster: Dashboard, tmp_path: Path) -> None:
     port = free_port()
     overrides = ["scale.fused=true", "scale.ingress.max=1", f"serve.port={port}"]
@@ -219,7 +216,6 @@ def app(name: str, word: str, **more: Any) -> dict[str, Any]:
     return described | {"args": {"word": word}} | more
 
 
-@pytest.mark.fault
 def test_each_application_comes_and_goes_without_the_others(
     cluster: Dashboard, tmp_path: Path
 ) -> None:
@@ -252,7 +248,6 @@ def test_each_application_comes_and_goes_without_the_others(
     deploy.undeploy(cluster, "two", LONG_S)
 
 
-@pytest.mark.fault
 def test_application_without_room_is_reported_in_time(cluster: Dashboard, tmp_path: Path) -> None:
     needs = {"deployments": [{"name": "Hello", "ray_actor_options": {"num_cpus": 64}}]}
     config = {
