@@ -165,6 +165,7 @@ def git(folder: Path, *args: str) -> str:
 def test_later_fix_can_be_brought_into_a_starter(name: str, starter: Path, tmp_path: Path) -> None:
     mine, reference = tmp_path / "mine", tmp_path / "reference"
     shutil.copytree(starter, mine)
+    git(mine, "status")  # Its index still knew the files of the other copy.
     git(tmp_path, "clone", "--quiet", str(ROOT), str(reference))
     folder, module = PROJECTS[name], package(ROOT / PROJECTS[name])
     changed = [f"{folder}/src/{module}/__init__.py", "shared/src/ray_shared/__init__.py"]
