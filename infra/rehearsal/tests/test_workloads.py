@@ -51,7 +51,7 @@ def test_training_that_loses_a_pod_ends_with_a_right_result(tmp_path: Path, faul
         f"rehearse.{fault}@step35",
         "rehearse.idle_timeout_s=15",
         # So slow that the fault comes in the middle.
-        'overrides=["train.epochs=8","model.width=64"]',
+        'overrides=["train.epochs=8","model.width=64","checkpoint.every_epochs=1"]',
     )
     assert (metrics["scaled_up_to"], metrics["scaled_down_to"]) == (2, 0)
     assert metrics["job_tries"] == (2 if fault == "kill=head" else 1)
