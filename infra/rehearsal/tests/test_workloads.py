@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 580
+SLOW = ["train.epochs=8", "model.width=64", "checkpoint.every_epochs=1", "tracking.every_steps=5"]
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(620), pytest.mark.usefixtures("namespaces")]
 
@@ -48,14 +49,14 @@ def test_training_that_loses_a_pod_ends_with_a_right_result(tmp_path: Path, faul
     metrics = rehearsed(
         tmp_path,
         "torch-ddp-train",
-        f"rehearse.{fault}@step35",
+        f"rehearse.{fault}@step30",
         "rehearse.idle_timeout_s=15",
-        # So slow that the fault comes in the middle.
-        'overrides=["train.epochs=8","model.width=64","checkpoint.every_epochs=1"]',
+        # An epoch has 20 steps: the fault comes in the middle of the second.
+        f"overrides={json.dumps(SLOW)}",
     )
     assert (metrics["scaled_up_to"], metrics["scaled_down_to"]) == (2, 0)
     assert metrics["job_tries"] == (2 if fault == "kill=head" else 1)
-    # Since the last checkpoint, which is at most an epoch of 20 steps old.
+    # Since the checkpoint after the first epoch, or already after the second.
     assert 0 <= metrics["steps_redone"] <= 21
     result = result_of_the_job(tmp_path)
     assert result["status"] == "ok"
