@@ -5,6 +5,7 @@ Run by `nox -s faults -- docs`.
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ray_shared.runs import check_run
 from ray_shared.storage import open_storage
 from ray_shared.testing import wait_for
 
-from .conftest import RunScript, Shown, StartScript
+from .conftest import RunScript, Shown, StartScript, running
 
 PY_SPY = Path(sys.executable).with_name("py-spy")  # A dependency of Ray's.
 
@@ -33,15 +34,32 @@ def test_checkpoint_path_that_is_wrong(run: RunScript, shown: Shown):
     shown(run("checkpoint_gone", "path", code=1))
 
 
-def test_run_that_lost_its_checkpoint(run: RunScript, shown: Shown, tmp_path: Path):
-    text = run("checkpoint_gone", "lost", str(tmp_path))
-    shown(text)
-    assert "put back, goes on: {'epoch': 2, 'started_after': 1}\n" in text
+@dataclass
+class Runs:
+    """Where two runs were made, and what was written meanwhile."""
+
+    directory: Path
+    text: str
 
 
-def test_run_that_silently_starts_anew(run: RunScript, shown: Shown, tmp_path: Path):
-    shown(run("checkpoint_gone", "renamed", str(tmp_path)))
-    storage = open_storage(str(tmp_path))
+@pytest.fixture(scope="module")
+def runs(ray_tmpdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A run that lost its checkpoint and got it back, and another one."""
+    directory = tmp_path_factory.mktemp("runs")
+    with running("checkpoint_gone", ("run", str(directory)), {}, directory / "log") as script:
+        assert script.wait() == 0, script.output()
+        return Runs(directory, script.output())
+
+
+def test_run_that_lost_its_checkpoint(runs: Runs, shown: Shown):
+    shown(runs.text)
+    # The checkpoint was put back.
+    assert "same name: {'epoch': 2, 'started_after': 1}\n" in runs.text
+
+
+def test_run_that_silently_starts_anew(runs: Runs, shown: Shown):
+    shown(runs.text)
+    storage = open_storage(str(runs.directory))
     with pytest.raises(UserError) as refused:
         check_run(RunConfig(name="mine2", resume="must"), storage, {})
     shown(f"error: {refused.value}")

@@ -1,6 +1,6 @@
 """A checkpoint that a run or a program relies on is no longer where it was.
 
-Run: python docs/tests/errors/checkpoint_gone.py lost /tmp/runs (or: renamed /tmp/runs, path)
+Run: python docs/tests/errors/checkpoint_gone.py run /tmp/runs (or: path)
 """
 
 # ruff: noqa: T201
@@ -46,8 +46,11 @@ def path() -> None:
     Checkpoint("/runs/mine/checkpoint_000009").to_directory()
 
 
-def lost() -> None:
-    """The run's directory lost its checkpoint: refused. Put back: it goes on."""
+def run() -> None:
+    """The run's directory lost its checkpoint: refused. Put back: it goes on.
+
+    Another name is another run: it starts anew, and nothing says so.
+    """
     checkpoint = Path(fit("mine", epochs=1).checkpoint.path)
     away = checkpoint.rename(checkpoint.with_name("moved-away"))
     try:
@@ -55,17 +58,11 @@ def lost() -> None:
     except ray.exceptions.ActorDiedError:
         traceback.print_exc()
     away.rename(checkpoint)
-    print("put back, goes on:", fit("mine", epochs=2).metrics)
-
-
-def renamed() -> None:
-    """Another name, and so another run: it starts anew, and nothing says so."""
-    fit("mine", epochs=1)
-    print("other:", fit("other", epochs=2).metrics)
-    print("mine:", fit("mine", epochs=2).metrics)
+    print("same name:", fit("mine", epochs=2).metrics)
+    print("other name:", fit("other", epochs=2).metrics)
 
 
 if __name__ == "__main__":
     if sys.argv[1] != "path":
         ray.init(address="local", num_cpus=2)
-    {"path": path, "lost": lost, "renamed": renamed}[sys.argv[1]]()
+    {"path": path, "run": run}[sys.argv[1]]()

@@ -32,10 +32,11 @@ def train_loop(config: dict[str, Any]) -> None:
 def fit(**config: bool) -> None:
     """Trains with two workers."""
     directory = sys.argv[2]
+    torch_config = TorchConfig(backend="gloo", timeout_s=15)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"directory": directory, **config},
-        torch_config=TorchConfig(backend="gloo", timeout_s=15),
+        torch_config=torch_config,
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(storage_path=directory),
     )

@@ -28,6 +28,12 @@ def square_batch(items: list[int]) -> list[int]:
     return [item * item for item in items]
 
 
+@ray.remote(num_cpus=1)
+def wait() -> None:
+    """Keeps its worker for so long that the other one starts as well."""
+    time.sleep(0.5)
+
+
 def broken() -> list[int]:
     """A task for each item."""
     squares: list[int] = ray.get([square.remote(i) for i in range(NUM_ITEMS)])
@@ -44,8 +50,7 @@ def mended() -> list[int]:
 
 if __name__ == "__main__":
     ray.init(address="local", num_cpus=2)
-    # The workers' start is not what is measured.
-    ray.get([ray.remote(num_cpus=1)(time.sleep).remote(0.5) for _ in range(2)])
+    ray.get([wait.remote() for _ in range(2)])  # The workers' start is not what is measured.
     for work in (broken, mended):
         start = time.perf_counter()
         total = sum(work())

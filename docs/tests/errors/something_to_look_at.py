@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import ray
 from ray import serve
+from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group
 from ray_shared.testing import free_port
 
@@ -48,7 +49,10 @@ class Hello:
 
 
 if __name__ == "__main__":
-    context = ray.init(address="local", num_cpus=2, object_store_memory=100 * 2**20)
+    # Without a number each port is one that is free, whatever else runs on this machine.
+    head = {"num_cpus": 2, "dashboard_port": None, "dashboard_agent_listen_port": None}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    ray.init(address=cluster.address)
     sleeper, victim = Sleeper.remote(), Sleeper.remote()
     os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
     held = ray.put(np.zeros(2**20))
@@ -59,8 +63,9 @@ if __name__ == "__main__":
     serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
     serve.run(Hello.bind())
     time.sleep(2)  # Task events arrive once a second.
-    address = ray.get_runtime_context().gcs_address
-    print(f"ready {address} {context.address_info['webui_url']} {pid}")
+    print(f"ready {cluster.address} {cluster.webui_url} {ray.util.get_node_ip_address()} {pid}")
     while not Path(sys.argv[1], "stop").exists():
         time.sleep(0.2)
     serve.shutdown()
+    ray.shutdown()
+    cluster.shutdown()
