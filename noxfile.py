@@ -30,7 +30,7 @@ MORE_FAULTS = {
     "shared": ("shared", "shared"),
     "rehearsal": ("infra/rehearsal", "kuberay-deploy"),
     "doctor": ("infra/doctor", "kuberay-deploy"),
-    "docs": ("docs", "serve-fastapi"),
+    "docs": ("docs", "kuberay-deploy"),
 }
 
 RAY = "2.60.0"
