@@ -282,17 +282,8 @@ def new(session: nox.Session) -> None:
     if target.is_relative_to(ROOT):
         session.error(f"{target}: lies inside this repository; choose a place outside")
 
-    made_by_use = (
-        "__pycache__",
-        "*.egg-info",
-        ".*_cache",
-        ".hypothesis",
-        "build",
-        "outputs",
-        "multirun",
-        "runs",
-    )
-    ignore = shutil.ignore_patterns(*made_by_use, "out", "mlruns", "mlflow.db", "results")
+    by_use = "__pycache__ *.egg-info .*_cache .hypothesis build outputs multirun runs results"
+    ignore = shutil.ignore_patterns(*by_use.split(), "out", "mlruns", "mlflow.db")
     shutil.copytree(folder, target, ignore=ignore)
     shutil.copytree(SHARED, target / "shared", ignore=ignore)
     for file in (".gitignore", ".pre-commit-config.yaml", "LICENSE"):
