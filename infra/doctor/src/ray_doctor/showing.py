@@ -41,6 +41,6 @@ def show(checks: list[Check]) -> None:
 
 def verdict(checks: list[Check]) -> str:
     """One line for all: `nothing failed: 20 ok, 1 warning, 4 not checked`."""
-    counts = Counter(check.status for check in checks)
+    counts: Counter[str] = Counter(check.status for check in checks)
     shown = [f"{counts[status]} {status}" for status in STYLES if counts[status]]
     return f"{'something' if counts['failed'] else 'nothing'} failed: {', '.join(shown)}"
