@@ -71,6 +71,7 @@ def test_training_is_submitted_and_its_result_comes_back(
     assert "job.id=first: there is such a job already" in job.output()
 
 
+@pytest.mark.fault  # The fast tier has its parts, each without a command.
 def test_failed_job_ends_the_command_with_its_exit_code(
     start: StartJob, on_ray: list[str], tmp_path: Path
 ):
@@ -165,6 +166,7 @@ def test_wrong_manifest_never_reaches_the_cluster(start: StartJob, fake: FakeApi
     assert json.dumps(fake.calls) == "[]"
 
 
+@pytest.mark.fault  # The fast tier has its parts, each without a command.
 def test_definitions_come_from_the_cluster(start: StartJob, fake: FakeApi, crds_path: Path):
     manifest = f"manifest={PROJECT / 'manifests' / 'torch-ddp-train-dev.yaml'}"
     validate = ["action=validate", manifest, "crds=cluster"]
