@@ -45,6 +45,9 @@ def rehearse(namespaces, tmp_path: Path) -> Iterator[Callable[..., Command]]:
     def start(manifest: str, *arguments: str) -> Iterator[Command]:
         log, output = tmp_path / "log.txt", tmp_path / "out"
         command = [sys.executable, "-m", "rehearsal", manifest, f"--output={output}"]
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            # As in whatever a shell starts with `&`; the command would miss every Ctrl-C.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [*command, f"--env=MARK={mark}", *arguments],
