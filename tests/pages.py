@@ -53,11 +53,9 @@ def blocks(path: Path, page: str) -> list[Block]:
 
 def begins_with_a_command(block: Block) -> bool:
     """Whether one of its lines begins like a command; only asked of blocks without a language."""
-    starts = [line.split(" ")[0] for line in block.text.splitlines()]
+    lines = [line.split(" ") for line in block.text.splitlines()]
     # A program's name alone on its line is the title of a table.
-    longer = [start for start, line in zip(starts, block.text.splitlines(), strict=True)
-              if " " in line]  # fmt: skip
-    return not block.language and any(start in PROGRAMS for start in longer)
+    return not block.language and any(len(x) > 1 and x[0] in PROGRAMS for x in lines)
 
 
 BLOCKS = [block for path, page in PAGES.items() for block in blocks(path, page)]

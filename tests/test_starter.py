@@ -89,10 +89,7 @@ def test_starters_readme_says_what_comes_next(name: str, starter: Path) -> None:
     readme = (starter / "README.md").read_text()
     assert "## Copy it" not in readme
     assert "nox -s new" not in readme
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    )
-    assert commit.stdout.strip() in readme
+    assert git(ROOT, "rev-parse", "HEAD").strip() in readme
     assert f"`nox -s {name}`" in readme.partition("## Start here")[2]
 
 

@@ -29,7 +29,7 @@ def check(projects: Sequence[Path]) -> list[Check]:
     items: list[tuple[str, Callable[[Path], Found], str]] = [
         (
             "resources stated",
-            lambda p: resources(p),
+            resources,
             "state num_cpus, num_gpus or resources there: Ray's default is one CPU or none.",
         ),
         (
@@ -49,7 +49,7 @@ def check(projects: Sequence[Path]) -> list[Check]:
         ),
         (
             "pinned lock",
-            lambda p: lock(p),
+            lock,
             "write requirements.lock with == for every package (nox -s lock).",
         ),
     ]
