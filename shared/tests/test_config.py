@@ -166,7 +166,8 @@ def test_value_out_of_range_is_refused_with_key_value_and_range(override: str, m
 
 
 def test_missing_value_is_refused_by_key():
-    assert refusal("~train.lr").startswith("train.lr: ")
+    message = "train.lr: has no value: set it in a YAML file, or with train.lr=..."
+    assert refusal("~train.lr") == message
 
 
 def test_broken_interpolation_is_refused_by_key():

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_shared import conf
 from ray_shared.testing import wait_for
 
 from .conftest import StartJob
+
+CONF = Path(conf.__file__).parent
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,6 +47,17 @@ def test_users_mistake_exits_2_with_one_sentence_and_leaves_nothing(
     assert done.stderr.startswith(f"error: {sentence}")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_the_groups_and_values_of_the_job_and_of_the_shared_package(tmp_path: Path):
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "model: large, small" in done.stdout
+    assert "\ntrain:\n  epochs: 3\n" in done.stdout
+    for group in ("cluster", "tracking"):
+        choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        assert f"{group}: {', '.join(choices)}" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

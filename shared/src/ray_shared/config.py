@@ -29,7 +29,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from ray_shared.errors import JobError, UserError, check
@@ -124,12 +124,11 @@ def compose(
         UserError: For an unknown key or choice, a wrong type, a value out of range.
     """
     parsed = [_parse(override) for override in overrides]
-    overrides = list(overrides)
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise UserError(f"--config-dir={config_dir}: no such directory")
         found = f"file://{Path(config_dir).absolute()}"
-        overrides.append(f"hydra.searchpath=[pkg://ray_shared.conf,{found}]")
+        overrides = [*overrides, f"hydra.searchpath=[pkg://ray_shared.conf,{found}]"]
     with initialize_config_module(conf, version_base="1.3"):
         groups = _group_names()
         try:
@@ -138,7 +137,7 @@ def compose(
                 if key.split("/")[0].split(".")[0] != "hydra" and key not in groups:
                     for each in _override_keys(key, override.value()):
                         _check_key(each, schema, groups)
-            cfg = hydra_compose(config_name, overrides=overrides)
+            cfg = hydra_compose(config_name, overrides=list(overrides))
             _check_choices([o for o in parsed if o.key_or_group in groups], config_name, overrides)
         except UserError:
             raise
@@ -187,8 +186,7 @@ def _parse(override: str) -> Override:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        hint = f"must be key=value ({_sentence(error)})"
-        raise UserError(f"override '{override}': {hint}") from None
+        raise UserError(f"override '{override}': must be key=value ({_sentence(error)})") from None
     if not parsed.key_or_group:
         raise UserError(f"override '{override}': must be key=value (no key)")
     return parsed
@@ -221,10 +219,10 @@ def _override_keys(key: str, value: object) -> Iterator[str]:
             yield from _override_keys(f"{key}.{name}", inner)
 
 
-def _check_choices(choices: list[Override], config_name: str, overrides: list[str]) -> None:
+def _check_choices(choices: list[Override], config_name: str, overrides: Sequence[str]) -> None:
     """Refuses `group=choice` without such a file; Hydra itself skips it in an optional group."""
     loader = GlobalHydra.instance().config_loader()
-    defaults = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults
+    defaults = loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
     loaded = {default.config_path for default in defaults}
     for override in choices:
         group, choice = override.key_or_group, override.value()
@@ -257,6 +255,8 @@ def _sentence(error: Exception) -> str:
     key, sentence = getattr(error, "full_key", None), str(error).splitlines()[0]
     if match := re.fullmatch(r"Could not override '(.*)'\.", sentence):
         return "{0}: to replace what is there, write '~{0}' '+{0}=...'".format(match[1])
+    if isinstance(error, MissingMandatoryValue):
+        sentence = f"has no value: set it in a YAML file, or with {key}=..."
     return f"{key}: {sentence}" if key else sentence
 
 
@@ -280,8 +280,7 @@ def _wrong_type(error: ValidationError, schema: Any, cfg: DictConfig) -> str:
     allowed = " or ".join("null" if k is type(None) else names.get(k, str(k)) for k in kinds)
     if dataclasses.is_dataclass(kind):
         allowed = f"a group with the keys {', '.join(get_type_hints(kind))}"
-    shown = "null" if value is None else value
-    return f"{key}={shown}: must be {allowed}"
+    return f"{key}={'null' if value is None else value}: must be {allowed}"
 
 
 def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int:
