@@ -309,12 +309,12 @@ def new(session: nox.Session) -> None:
     with (target / "pyproject.toml").open("a") as file:
         file.write("\n# Settings of the tools.\n")
         file.writelines(x for x in tools if x.strip() not in {f'"error:::{o}",' for o in others})
-    commit = session.run("git", "rev-parse", "HEAD", silent=True, external=True)
+    head = ["git", "rev-parse", "HEAD"] if (ROOT / ".git").exists() else ["echo", "unknown"]
+    commit = session.run(*head, silent=True, external=True)
     readme = target / "README.md"
     text = re.sub(r"## Copy it\n.*?(?=\n## |\Z)", "", readme.read_text(), flags=re.S)
     readme.write_text(text.rstrip() + START_HERE.format(name=name, commit=str(commit).strip()))
     # The hooks look at the files that git knows.
-    git = ["git", "-C", str(target)]
-    session.run(*git, "init", "--quiet", external=True)
-    session.run(*git, "add", "--all", external=True)
+    for command in (["init", "--quiet"], ["add", "--all"]):
+        session.run("git", "-C", str(target), *command, external=True)
     session.log(f"Next: cd {path} && nox")

@@ -105,6 +105,15 @@ def test_starters_pyproject_has_project_and_tools(name: str, starter: Path) -> N
     assert {"setuptools", "ruff", "pytest", "mypy"} <= described["tool"].keys()
 
 
+def test_starter_can_be_made_from_a_download_without_git(tmp_path: Path) -> None:
+    for file in git(ROOT, "ls-files", "-z").split("\0")[:-1]:
+        (tmp_path / "download" / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / "download" / file)
+    done = nox("-s", "new", "--", NAME, "../my-own", cwd=tmp_path / "download")
+    assert done.returncode == 0, done.stdout
+    assert "`unknown`" in (tmp_path / "my-own" / "README.md").read_text()
+
+
 def test_new_refuses_a_path_that_is_taken(tmp_path: Path) -> None:
     done = nox("-s", "new", "--", NAME, str(tmp_path))
     assert done.returncode == 1
