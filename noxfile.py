@@ -255,66 +255,13 @@ def handoff(session: nox.Session) -> None:
     run_in(session, programs["serve-fastapi"], script, directory, *where)
 
 
-START_HERE = """
-
-## Start here
-
-This is a copy of the project `{name}` of a reference monorepo for Ray, as of its commit
-`{commit}`,
-with the package `ray_shared` in `shared/`. Commit it first: nothing is committed yet.
-`nox -s {name}` tests it and runs the job; `nox` also checks style and types.
-The package keeps its name; to rename it, replace both spellings everywhere.
-"""
-
-
-@nox.session(default=False, venv_backend="none")
+@nox.session(default=False)
 def new(session: nox.Session) -> None:
     """Copy a project as a starter: `nox -s new -- torch-ddp-train ../my-train`."""
-    import shutil  # Here, because a starter's noxfile does without it.
-
     if len(session.posargs) != 2:
         session.error("usage: nox -s new -- PROJECT PATH")
     name, path = session.posargs
-    folder = ROOT / project_folder(session, name)
-    target = Path(session.invoked_from, path).resolve()
-    if target.exists():
-        session.error(f"{target}: exists already")
-    if target.is_relative_to(ROOT):
-        session.error(f"{target}: lies inside this repository; choose a place outside")
-
-    by_use = "__pycache__ *.egg-info .*_cache .hypothesis build outputs multirun runs results"
-    ignore = shutil.ignore_patterns(*by_use.split(), "out", "mlruns", "mlflow.db")
-    shutil.copytree(folder, target, ignore=ignore)
-    shutil.copytree(SHARED, target / "shared", ignore=ignore)
-    for file in (".gitignore", ".pre-commit-config.yaml", "LICENSE"):
-        shutil.copy(ROOT / file, target / file)
-    for file in ("noxfile.py", ".github/workflows/ci.yml"):
-        content, _, _ = (ROOT / file).read_text().partition("# --- A copied starter's")
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        (target / file).write_text(content.rstrip() + "\n")
-    # The tables have one row, and the project is the repository.
-    changes = {
-        r"^PROJECTS = \{.*?^\}": f'PROJECTS = {{\n    "{name}": ".",\n}}',
-        r"^# Packages of this repository.*?^BESIDE = .*?$": "BESIDE = {}",
-        r"^MORE_FAULTS = \{.*?^\}": 'MORE_FAULTS = {"shared": ("shared", "shared")}',
-        r"^# What reads infra/.*?^\]\n": "",
-    }
-    noxfile = target / "noxfile.py"
-    content = noxfile.read_text()
-    for pattern, change in changes.items():
-        content = re.sub(pattern, change, content, flags=re.S | re.M)
-    noxfile.write_text(content)
-    others = {each.replace("-", "_") for each in PROJECTS if each != name} | {"ray_doctor"}
-    tools = (ROOT / "pyproject.toml").read_text().splitlines(keepends=True)[1:]
-    with (target / "pyproject.toml").open("a") as file:
-        file.write("\n# Settings of the tools.\n")
-        file.writelines(x for x in tools if x.strip() not in {f'"error:::{o}",' for o in others})
-    head = ["git", "rev-parse", "HEAD"] if (ROOT / ".git").exists() else ["echo", "unknown"]
-    commit = session.run(*head, silent=True, external=True)
-    readme = target / "README.md"
-    text = re.sub(r"## Copy it\n.*?(?=\n## |\Z)", "", readme.read_text(), flags=re.S)
-    readme.write_text(text.rstrip() + START_HERE.format(name=name, commit=str(commit).strip()))
-    # The hooks look at the files that git knows.
-    for command in (["init", "--quiet"], ["add", "--all"]):
-        session.run("git", "-C", str(target), *command, external=True)
-    session.log(f"Next: cd {path} && nox")
+    project_folder(session, name)
+    pip_install(session, [[RUFF]], [])
+    session.chdir(session.invoked_from)
+    session.run("python", str(ROOT / "infra" / "starter.py"), name, path, *PROJECTS)

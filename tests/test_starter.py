@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from .repository import PROJECTS, ROOT, nox, package
+from .repository import PROJECTS, ROOT, files, nox, package
 
 NAME = next(iter(PROJECTS))
+MINE = "my-own"
 IMPORT = """
 import sys
 from importlib import import_module
@@ -35,7 +36,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def starter(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("starter") / "my-own"
+    target = tmp_path_factory.mktemp("starter") / MINE
     done = nox("-s", "new", "--", name, str(target))
     assert done.returncode == 0, done.stdout
     return target
@@ -46,8 +47,8 @@ def content(starter: Path) -> dict[str, Path]:
     return {path.relative_to(starter).as_posix(): path for path in paths}
 
 
-def test_starter_has_every_file_it_needs(name: str, starter: Path) -> None:
-    project = package(ROOT / PROJECTS[name])
+def test_starter_has_every_file_it_needs(starter: Path) -> None:
+    project = package(starter)
     needed = {
         *("README.md", "LICENSE", ".gitignore", ".pre-commit-config.yaml", "noxfile.py"),
         *("pyproject.toml", "requirements.lock", ".github/workflows/ci.yml"),
@@ -63,6 +64,20 @@ def test_starter_has_nothing_that_was_made_by_use(starter: Path) -> None:
     assert made == []
 
 
+def test_starter_is_renamed_everywhere(name: str, starter: Path) -> None:
+    module = package(ROOT / PROJECTS[name])
+    for file, path in content(starter).items():
+        text = path.read_bytes().decode(errors="ignore")
+        if file == "README.md":
+            text, _, start_here = text.partition("## Start here")
+            assert start_here.count(name) == 1  # It says what it is a copy of.
+        for spelling in (name, module, module.upper()):
+            assert spelling not in text, file
+            assert spelling not in file
+    described = tomllib.loads((starter / "pyproject.toml").read_text())
+    assert described["project"]["name"] == f"ray-ref-{MINE}"
+
+
 def test_nothing_in_the_starter_points_back(starter: Path) -> None:
     for file, path in content(starter).items():
         assert not path.is_symlink(), file
@@ -76,8 +91,8 @@ def test_nothing_in_the_starter_points_back(starter: Path) -> None:
 
 def test_starters_noxfile_has_the_project_alone(name: str, starter: Path) -> None:
     listed = nox("-l", cwd=starter).stdout
-    assert f"* {name} ->" in listed
-    assert [other for other in PROJECTS if f" {other} ->" in listed] == [name]
+    assert f"* {MINE} ->" in listed
+    assert [other for other in PROJECTS if f" {other} ->" in listed] == []
     assert "contracts" not in listed
     assert "- new ->" not in listed
     noxfile = (starter / "noxfile.py").read_text()
@@ -85,12 +100,12 @@ def test_starters_noxfile_has_the_project_alone(name: str, starter: Path) -> Non
     assert not any(word in noxfile for word in ("infra", "doctor", "rehearsal"))
 
 
-def test_starters_readme_says_what_comes_next(name: str, starter: Path) -> None:
+def test_starters_readme_says_what_comes_next(starter: Path) -> None:
     readme = (starter / "README.md").read_text()
     assert "## Copy it" not in readme
     assert "nox -s new" not in readme
     assert git(ROOT, "rev-parse", "HEAD").strip() in readme
-    assert f"`nox -s {name}`" in readme.partition("## Start here")[2]
+    assert f"`nox -s {MINE}`" in readme.partition("## Start here")[2]
 
 
 def test_starters_workflow_calls_only_what_there_is(starter: Path) -> None:
@@ -99,16 +114,16 @@ def test_starters_workflow_calls_only_what_there_is(starter: Path) -> None:
     assert "contracts" not in workflow
 
 
-def test_starters_pyproject_has_project_and_tools(name: str, starter: Path) -> None:
+def test_starters_pyproject_has_the_settings_of_the_tools(starter: Path) -> None:
     described = tomllib.loads((starter / "pyproject.toml").read_text())
-    assert described["project"]["name"] == f"ray-ref-{name}"
     assert {"setuptools", "ruff", "pytest", "mypy"} <= described["tool"].keys()
 
 
 def test_starter_can_be_made_from_a_download_without_git(tmp_path: Path) -> None:
-    for file in git(ROOT, "ls-files", "-z").split("\0")[:-1]:
-        (tmp_path / "download" / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, tmp_path / "download" / file)
+    for file in files():
+        copy = tmp_path / "download" / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
     done = nox("-s", "new", "--", NAME, "../my-own", cwd=tmp_path / "download")
     assert done.returncode == 0, done.stdout
     assert "`unknown`" in (tmp_path / "my-own" / "README.md").read_text()
@@ -127,6 +142,21 @@ def test_new_refuses_a_path_inside_the_repository() -> None:
     assert not (ROOT / "projects/my-train").exists()
 
 
+@pytest.mark.parametrize("mine", ["my_own", "My-own", "2nd", "own-", "ray", "queue", "shared"])
+def test_new_refuses_what_cannot_be_the_name_of_a_package(mine: str, tmp_path: Path) -> None:
+    done = nox("-s", "new", "--", NAME, str(tmp_path / mine))
+    assert done.returncode == 1
+    assert f"{mine!r}" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_starter_with_a_long_name_is_clean(tmp_path: Path) -> None:
+    target = tmp_path / "a-classifier-of-everything"
+    assert nox("-s", "new", "--", NAME, str(target)).returncode == 0
+    check_style(target)
+
+
 def test_new_refuses_an_unknown_project(tmp_path: Path) -> None:
     done = nox("-s", "new", "--", "torch-dpp-train", str(tmp_path / "my-train"))
     assert done.returncode == 1
@@ -136,7 +166,7 @@ def test_new_refuses_an_unknown_project(tmp_path: Path) -> None:
 def test_starter_can_be_imported_and_composed(name: str, starter: Path) -> None:
     python = ROOT / ".nox" / name / "bin" / "python"
     done = subprocess.run(
-        [python, "-c", IMPORT, package(ROOT / PROJECTS[name]), str(starter)],
+        [python, "-c", IMPORT, package(starter), str(starter)],
         env=os.environ | {"PYTHONPATH": f"{starter}/src{os.pathsep}{starter}/shared/src"},
         cwd=starter,
         capture_output=True,
@@ -148,6 +178,11 @@ def test_starter_can_be_imported_and_composed(name: str, starter: Path) -> None:
 
 
 def test_starter_is_clean_by_its_own_settings(starter: Path) -> None:
+    check_style(starter)
+
+
+def check_style(starter: Path) -> None:
+    """Whether a starter is as ruff, with its own settings, wants it."""
     for arguments in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *arguments, "."],
@@ -167,32 +202,41 @@ def git(folder: Path, *args: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("name", [NAME], indirect=True)
-def test_later_fix_can_be_brought_into_a_starter(name: str, starter: Path, tmp_path: Path) -> None:
-    mine, reference = tmp_path / "mine", tmp_path / "reference"
-    shutil.copytree(starter, mine)
-    git(mine, "status")  # Its index still knew the files of the other copy.
+def test_later_fixes_can_be_brought_into_a_starter(tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
     git(tmp_path, "clone", "--quiet", str(ROOT), str(reference))
-    folder, module = PROJECTS[name], package(ROOT / PROJECTS[name])
-    changed = [f"{folder}/src/{module}/__init__.py", "shared/src/ray_shared/__init__.py"]
-    for file in changed:
-        with (reference / file).open("a") as lines:
-            lines.write("\n# mended\n")
+    new = ("-s", "new", "--", NAME)
+    assert nox(*new, "../mine/my-own", cwd=reference).returncode == 0
+    assert nox(*new, "../before/my-own", cwd=reference).returncode == 0
+    mine = tmp_path / "mine" / MINE
+    with (mine / "src/my_own/config.py").open("a") as lines:
+        lines.write("\n# my own\n")
+    git(mine, "commit", "--quiet", "--all", "--message=Mine")
+
+    module = package(ROOT / PROJECTS[NAME])
+    fixed = [f"{PROJECTS[NAME]}/src/{module}/config.py", "shared/src/ray_shared/errors.py"]
+    for file in (*fixed, "noxfile.py"):
+        text = (reference / file).read_text()
+        (reference / file).write_text(f"# mended: {module}\n{text}")
     git(reference, "commit", "--quiet", "--all", "--message=A fix")
-    for where, options in ((folder, []), ("shared", ["--directory=shared"])):
-        patch = tmp_path / "fix.patch"
-        patch.write_text(git(reference, "diff", "HEAD~..HEAD", f"--relative={where}"))
-        git(mine, "apply", "--3way", *options, str(patch))
-    assert "# mended" in (mine / "src" / module / "__init__.py").read_text()
-    assert "# mended" in (mine / "shared/src/ray_shared/__init__.py").read_text()
+    assert nox(*new, "../after/my-own", cwd=reference).returncode == 0
+    differ = ["git", "-C", tmp_path, "diff", "--no-index", "before/my-own", "after/my-own"]
+    patch = subprocess.run(differ, check=False, capture_output=True).stdout
+    (tmp_path / "fixes.patch").write_bytes(patch)
+    git(mine, "apply", "--3way", "-p3", "../../fixes.patch")
+
+    for file in ("src/my_own/config.py", "shared/src/ray_shared/errors.py", "noxfile.py"):
+        assert (mine / file).read_text().startswith("# mended: my_own\n"), file
+    assert (mine / "src/my_own/config.py").read_text().endswith("\n# my own\n")
+    assert git(reference, "rev-parse", "HEAD").strip() in (mine / "README.md").read_text()
 
 
 # The tests of `shared` have run already, in a session of their own.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [NAME], indirect=True)
-def test_one_starter_passes_its_own_nox(name: str, starter: Path) -> None:
+def test_one_starter_passes_its_own_nox(starter: Path) -> None:
     try:
-        done = nox("-s", "lint", "types", name, cwd=starter, timeout_s=850)
+        done = nox("-s", "lint", "types", MINE, cwd=starter, timeout_s=850)
     finally:
         shutil.rmtree(starter / ".nox", ignore_errors=True)  # More than a gigabyte.
     assert done.returncode == 0, done.stdout[-5000:]
