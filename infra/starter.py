@@ -144,7 +144,7 @@ def rename(target: Path, name: str, mine: str) -> None:
             path.write_text(changed)
     # Imports have another order now, and lines another length.
     for arguments in (["check", "--select=I", "--fix"], ["format"]):
-        command = [sys.executable, "-m", "ruff", *arguments, "--quiet", "."]
+        command = [sys.executable, "-m", "ruff", *arguments, "--quiet", "--no-cache", "."]
         subprocess.run(command, cwd=target, check=True)
 
 

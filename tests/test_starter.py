@@ -220,7 +220,18 @@ def test_later_fixes_can_be_brought_into_a_starter(tmp_path: Path) -> None:
         (reference / file).write_text(f"# mended: {module}\n{text}")
     git(reference, "commit", "--quiet", "--all", "--message=A fix")
     assert nox(*new, "../after/my-own", cwd=reference).returncode == 0
-    differ = ["git", "-C", tmp_path, "diff", "--no-index", "before/my-own", "after/my-own"]
+    for when in ("before", "after"):
+        shutil.rmtree(tmp_path / when / MINE / ".git")
+    differ = [
+        "git",
+        "-C",
+        tmp_path,
+        "diff",
+        "--no-index",
+        "--binary",
+        "before/my-own",
+        "after/my-own",
+    ]
     patch = subprocess.run(differ, check=False, capture_output=True).stdout
     (tmp_path / "fixes.patch").write_bytes(patch)
     git(mine, "apply", "--3way", "-p3", "../../fixes.patch")
