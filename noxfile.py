@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 # Each project's session, named as its folder.
 PROJECTS = {
@@ -31,6 +32,7 @@ MORE_FAULTS = {
     "rehearsal": ("infra/rehearsal", "kuberay-deploy"),
     "doctor": ("infra/doctor", "kuberay-deploy"),
     "docs": ("docs", "kuberay-deploy"),
+    "contracts": (".", "contracts"),
 }
 
 RAY = "2.60.0"
@@ -121,15 +123,22 @@ for _name, _folder in PROJECTS.items():
 def faults(session: nox.Session) -> None:
     """Inject every fault: `nox -s faults -- torch-ddp-train`; without a name all there are."""
     there = [name for name, (folder, _) in MORE_FAULTS.items() if (ROOT / folder).is_dir()]
+    failed = []
     for name in session.posargs or [*PROJECTS, *there]:
         folder, owner = MORE_FAULTS.get(name) or (project_folder(session, name), name)
-        run_pytest(session, environment(session, owner), f"{folder}/tests", "-m", "fault")
+        try:
+            run_pytest(session, environment(session, owner), f"{folder}/tests", "-m", "fault")
+        except CommandFailed:
+            failed.append(name)
+    if failed:
+        session.error(f"faults failed: {', '.join(failed)}")
 
 
 @nox.session(default=False, venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Measure a project beside its peers: `nox -s bench -- torch-ddp-train`; without a name all."""
-    name, *args = session.posargs or [""]
+    args = list(session.posargs)
+    name = args.pop(0) if args and not args[0].startswith("-") else ""
     for each in [name] if name else PROJECTS:
         folder = project_folder(session, each)
         programs = environment(session, each)
@@ -220,7 +229,7 @@ def project_folder(session: nox.Session, name: str) -> str:
 
 @nox.session
 def contracts(session: nox.Session) -> None:
-    """Test what holds across projects; `-- -m fault` tests a copied starter as a whole."""
+    """Test what holds across projects; the faults tier tests each copied starter as a whole."""
     pip_install(session, [["nox", "pytest", "pytest-timeout", RUFF, *INFRA]], [])
     for name in PROJECTS:
         environment(session, name)

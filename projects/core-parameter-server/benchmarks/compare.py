@@ -18,6 +18,8 @@ import json
 import logging
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -178,6 +180,16 @@ def compare_scaling() -> dict[str, Any]:
     return {"seconds_by_shards": by_shards, "seconds_by_size": by_size}
 
 
+def compare_modes(action: str, out: Path) -> dict[str, Any]:
+    """Sync, asynchronous and between: the job's own action, which prints a table and a plot."""
+    directory = out / action
+    command = [sys.executable, "-m", "core_parameter_server", f"action={action}"]
+    command += ["train.eval_every_epochs=0.5", f"hydra.run.dir={directory}"]
+    subprocess.run(command, check=True)
+    metrics: dict[str, Any] = json.loads((directory / "result.json").read_text())["metrics"]
+    return metrics
+
+
 def plot_scaling(scaling: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -198,7 +210,7 @@ def main() -> None:
     """Measures, prints the tables and saves everything."""
     parser = argparse.ArgumentParser(description="Compares the server with its peers.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--part", choices=("peers", "scaling", "all"), default="all")
+    parser.add_argument("--part", choices=("peers", "scaling", "modes"), action="append")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     if args.rounds < 1:
@@ -208,11 +220,15 @@ def main() -> None:
     machine = {"cores": cluster.available_cpus(), "load_before": os.getloadavg()[0]}
     machine["memory_gb"] = round(psutil.virtual_memory().total / 2**30, 1)
     found: dict[str, Any] = {"machine": machine, "versions": versions(PROJECT)}
-    if args.part != "scaling":
+    parts = args.part or ["peers", "scaling", "modes"]
+    if "peers" in parts:
         found["peers"] = compare_peers(args.rounds)
-    if args.part != "peers":
+    if "scaling" in parts:
         found["scaling"] = compare_scaling()
         plot_scaling(found["scaling"], args.out / "scaling.png")
+    if "modes" in parts:
+        for action in ("compare", "straggler"):
+            found[action] = compare_modes(action, args.out)
     (args.out / "compare.json").write_text(json.dumps(found, indent=2) + "\n")
     print(f"everything measured: {args.out}")
 

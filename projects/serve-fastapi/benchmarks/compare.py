@@ -278,22 +278,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compares this project with its peers.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--variant", action="append", choices=list(VARIANTS))
-    parser.add_argument("--settings", action="store_true", help="what each setting buys, instead")
+    parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="of the peers")
+    parser.add_argument("--part", choices=("peers", "settings"), action="append")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    variants = list(SETTINGS) if args.settings else args.variant or list(VARIANTS)
-    with tempfile.TemporaryDirectory(prefix="b-") as name:
-        bundles = builtin.ensure(Path(name))
-        rounds = [run_round(n, variants, args.seconds, bundles) for n in range(args.rounds)]
+    parts = {"peers": args.variant or list(VARIANTS), "settings": list(SETTINGS)}
     machine = {"cpu": platform.processor(), "cores": available_cpus()}
-    result = {"machine": machine | {"versions": versions(PROJECT)}}
-    result |= {"targets": show(rounds, variants), "rounds": rounds}
-    (HERE / "results").mkdir(exist_ok=True)
-    out = HERE / "results" / ("settings.json" if args.settings else "compare.json")
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    plot(rounds, variants, out.with_suffix(".png"))
-    print(f"everything measured: {out}, {out.with_suffix('.png')}")
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    for part in args.part or parts:
+        variants = parts[part]
+        with tempfile.TemporaryDirectory(prefix="b-") as name:
+            bundles = builtin.ensure(Path(name))
+            rounds = [run_round(n, variants, args.seconds, bundles) for n in range(args.rounds)]
+        result = {"machine": machine | {"versions": versions(PROJECT)}}
+        result |= {"targets": show(rounds, variants), "rounds": rounds}
+        (results / f"{part}.json").write_text(json.dumps(result, indent=2) + "\n")
+        plot(rounds, variants, results / f"{part}.png")
+    print(f"everything measured: {results}")
 
 
 if __name__ == "__main__":

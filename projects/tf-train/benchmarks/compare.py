@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from ray_shared.cluster import available_cpus
 from ray_shared.config import compose
 from ray_shared.report import versions
@@ -147,6 +148,22 @@ def show(rounds: list[dict[str, dict[str, Any]]], title: str) -> list[dict[str, 
     return targets
 
 
+def plot(rounds: list[dict[str, dict[str, Any]]], path: Path) -> None:
+    """This project's figures by each peer's; 1 is the same."""
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    ax = figure.subplots()
+    for number, peer in enumerate(VARIANTS[1:]):
+        places = [row + 0.25 * (number - 1) for row in range(len(TITLES))]
+        bars = ax.barh(places, [ratio(rounds, key, peer) for key in TITLES], 0.25, label=peer)
+        ax.bar_label(bars, fmt="%.2f", padding=3)
+    ax.axvline(1, color="black", linewidth=1)
+    ax.set_yticks(range(len(TITLES)), TITLES.values())
+    ax.invert_yaxis()
+    ax.set_xlabel("this project / peer")
+    ax.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
 def ratio(rounds: list[dict[str, dict[str, Any]]], key: str, peer: str) -> float:
     """The project's figure by the peer's: the median over the rounds."""
     return statistics.median(r["project"][key] / r[peer][key] for r in rounds)
@@ -157,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compares this project with TensorFlow alone.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*", help="of the job, for all: train.batch_size=64")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "compare.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = compose(Config, "tf_train.conf", args.overrides)
@@ -168,8 +185,10 @@ def main() -> None:
         rounds, f"{PROJECT}: medians of {args.rounds} round(s), {machine['cores']} cores"
     )
     result = {"machine": machine | {"versions": versions(PROJECT)}, "targets": targets}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result | {"rounds": rounds}, indent=2) + "\n")
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result | {"rounds": rounds}, indent=2)
+    (args.out / "compare.json").write_text(text + "\n")
+    plot(rounds, args.out / "compare.png")
     print(f"everything measured: {args.out}")
 
 
