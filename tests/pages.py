@@ -12,7 +12,10 @@ from pathlib import Path
 from .repository import PROJECTS, ROOT, package, texts
 
 PAGES = texts("*.md")
-FENCE = re.compile(r"^```(?P<language>\S*)[ ]*(?P<tag>.*?)\n(?P<text>.*?)^```$", re.S | re.M)
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\S*)[ ]*(?P<tag>.*?)\n(?P<text>.*?)^(?P=indent)```$",
+    re.S | re.M,
+)
 TAGS = re.compile(r"run|compose-only|manual: \w.{5,}")
 PROGRAMS = (
     *("nox", "python", "python3", "pip", "sudo", "sh", "cd", "export", "curl", "git", "docker"),
