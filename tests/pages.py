@@ -8,6 +8,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 from .repository import PROJECTS, ROOT, package, texts
 
@@ -50,7 +51,8 @@ class Block:
 
 def blocks(path: Path, page: str) -> list[Block]:
     """The blocks of a page that are written in a shell's language, or begin with a command."""
-    found = [Block(path, m["language"], m["tag"], m["text"]) for m in FENCE.finditer(page)]
+    matches = FENCE.finditer(page)
+    found = [Block(path, m["language"], m["tag"], dedent(m["text"])) for m in matches]
     return [b for b in found if b.language in ("bash", "sh") or begins_with_a_command(b)]
 
 
