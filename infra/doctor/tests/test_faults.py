@@ -22,6 +22,27 @@ from .conftest import configured, wrong
 from .test_node import shadow
 
 pytestmark = pytest.mark.fault
+# Two modules that every process on a node runs first. They change the clock, and the directory, for
+# the doctor alone: Ray's own processes go on. A directory's mode would not keep root from writing.
+HOUR_AHEAD = """
+import sys, time
+now = time.time
+
+def ahead():
+    caller = sys._getframe(1).f_globals.get("__name__")
+    return now() + (3600 if caller == "ray_doctor.node" else 0)
+
+time.time = ahead
+"""
+READ_ONLY = """
+import errno, os, re, sys
+
+def refuse(event, args):
+    if event == "open" and re.search(r"/session_[^/]+/[.]doctor-", str(args[0])):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+sys.addaudithook(refuse)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +63,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not (tmp_path / "runs").exists()
 
 
+def first_on_the_path(directory: Path) -> dict[str, str]:
+    """The environment of a node whose Python finds first what is in this directory."""
+    path = filter(None, [str(directory), os.environ.get("PYTHONPATH")])
+    return {"PYTHONPATH": os.pathsep.join(path)}
+
+
 def test_two_healthy_nodes_pass_with_gloo(clinic: Clinic):
     checks = clinic.examine("doctor.expect_nodes=2", collective=True)
     assert clinic.blamed(checks) == {}
@@ -52,8 +79,7 @@ def test_two_healthy_nodes_pass_with_gloo(clinic: Clinic):
 
 def test_package_of_another_version_on_one_node(clinic: Clinic, tmp_path: Path):
     shadow(tmp_path, "numpy", "0.0.1")
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    with clinic.third({"PYTHONPATH": path}) as node:
+    with clinic.third(first_on_the_path(tmp_path)) as node:
         checks = clinic.examine()
     assert clinic.blamed(checks) == {"versions": "failed"}
     assert f"0.0.1 ({node.called})" in checks["versions"].found
@@ -124,6 +150,27 @@ def test_disk_fuller_than_ray_allows(clinic: Clinic):
     assert clinic.blamed(checks) == expected
     assert checks["session directory"].found.startswith(f"{node.called}: ")
     assert "Ray stops at 0%" in checks["session directory"].found
+
+
+def test_session_directory_that_is_read_only(clinic: Clinic, tmp_path: Path):
+    spilling = tmp_path / "spilling"
+    spilling.mkdir()
+    (tmp_path / "sitecustomize.py").write_text(READ_ONLY)
+    env = first_on_the_path(tmp_path)
+    with clinic.third(env, object_spilling_directory=str(spilling)) as node:
+        checks = clinic.examine()
+        session = node.get_session_dir_path()
+    assert clinic.blamed(checks) == {"session directory": "failed"}
+    expected = f"{node.called}: {session}: Read-only file system"
+    assert checks["session directory"].found == expected
+
+
+def test_clock_an_hour_ahead(clinic: Clinic, tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(HOUR_AHEAD)
+    with clinic.third(first_on_the_path(tmp_path)) as node:
+        checks = clinic.examine()
+    assert clinic.blamed(checks) == {"clocks": "failed"}
+    assert checks["clocks"].found == f"{node.called}: +3600.0 s from the driver's"
 
 
 def test_node_that_hangs(clinic: Clinic):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray import serve
 from ray_shared.testing import free_port, wait_for
@@ -52,3 +53,18 @@ def test_application_that_becomes_unhealthy_is_found(clinic: Clinic, tmp_path: P
     assert clinic.blamed(checks) == {"Serve": "failed"}
     assert checks["Serve"].found.startswith("second is ")
     assert "first" not in checks["Serve"].found
+
+
+def test_proxy_that_hangs_is_found(clinic: Clinic, tmp_path: Path):
+    deploy("first", tmp_path / "never")
+    (raylet,) = clinic.cluster.head_node.all_processes["raylet"]
+    workers = psutil.Process(raylet.process.pid).children(recursive=True)
+    (proxy,) = (w for w in workers if "ray::ProxyActor" in " ".join(w.cmdline()))
+    proxy.suspend()
+    try:
+        checks = clinic.examine()
+    finally:
+        proxy.resume()
+    assert clinic.blamed(checks) == {"Serve": "failed"}
+    assert checks["Serve"].found.endswith("timed out")
+    assert "/-/healthz on 127.0.0.1" in checks["Serve"].found
