@@ -30,8 +30,12 @@ class S3Server:
         self._listener: socket.socket | None = None
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        wait_for(self._answers, "answer from moto's server", 60)
-        self._listen()
+        try:
+            wait_for(self._answers, "answer from moto's server", 60)
+            self._listen()
+        except BaseException:  # Nobody else knows of the process yet.
+            self.close()
+            raise
 
     def create_bucket(self, name: str) -> None:
         """Makes an empty bucket."""
@@ -80,7 +84,11 @@ class S3Server:
                 client, _ = listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(("127.0.0.1", self._port))
+            try:
+                server = socket.create_connection(("127.0.0.1", self._port))
+            except OSError:  # moto is gone: its client hears it now, and the next one too.
+                client.close()
+                continue
             for source, target in ((client, server), (server, client)):
                 self._connections.add(source)
                 threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
