@@ -50,6 +50,9 @@ def test_project_that_does_not_exist_is_refused(tmp_path: Path, monkeypatch: pyt
     starter = tmp_path / "projects" / "first"
     (starter / "src").mkdir(parents=True)
     (starter / "pyproject.toml").write_text("")
+    # Somebody's folder of projects is none of ours.
+    assert configured().project_folders() == []
+    (tmp_path / "shared" / "src" / "ray_shared").mkdir(parents=True)
     with pytest.raises(UserError) as caught:
         configured("doctor.project=mine").project_folders()
     assert str(caught.value).endswith("with pyproject.toml and src, or one of first")
@@ -57,6 +60,11 @@ def test_project_that_does_not_exist_is_refused(tmp_path: Path, monkeypatch: pyt
     assert configured("doctor.project=first").project_folders() == [starter]
     assert configured(f"doctor.project={starter}").project_folders() == [starter]
     assert configured("doctor.checklist=false").project_folders() == []
+    (tmp_path / "projects" / "second" / "src").mkdir(parents=True)
+    (tmp_path / "projects" / "second" / "pyproject.toml").write_text("")
+    assert [p.name for p in configured().project_folders()] == ["first", "second"]
+    monkeypatch.chdir(starter)
+    assert configured().project_folders() == [starter]
 
 
 def test_mistake_ends_before_ray_starts(start: StartJob):

@@ -34,8 +34,9 @@ class DoctorConfig:
     checklist: bool
     """Whether to look at the projects' files too."""
     project: str | None
-    """The name of a project in the folder `projects` here or above, or the path of a copied
-    starter; null: all in that folder, or none if there is no such folder."""
+    """The name of a project of the repository that the command is started in, or the path of a
+    copied starter; null: the project whose folder it is started in, or else all of the
+    repository, or none elsewhere."""
 
     def __post_init__(self) -> None:
         ok = self.expect_nodes is None or self.expect_nodes >= 1
@@ -76,21 +77,32 @@ class Config:
             UserError: If there is no such project.
         """
         here = Path.cwd()
-        root = next((p for p in (here, *here.parents) if (p / "projects").is_dir()), None)
+        root = next((p for p in (here, *here.parents) if _is_repository(p)), None)
         name = self.doctor.project
         if not self.doctor.checklist:
             return []
         if name is None:
+            if _is_project(here):
+                return [here]
             found = [] if root is None else sorted((root / "projects").iterdir())
-            return [path for path in found if (path / "pyproject.toml").is_file()]
+            return [path for path in found if _is_project(path)]
         places = [Path(name).expanduser()]
         if root is not None:
             places.insert(0, root / "projects" / name)
         for path in places:
-            if (path / "pyproject.toml").is_file() and (path / "src").is_dir():
+            if _is_project(path):
                 return [path.resolve()]
         known = [] if root is None else sorted(p.name for p in (root / "projects").iterdir())
         also = f", or one of {', '.join(known)}" if known else ""
         raise UserError(
             f"doctor.project={name}: must be a folder with pyproject.toml and src{also}"
         )
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / "pyproject.toml").is_file() and (folder / "src").is_dir()
+
+
+def _is_repository(folder: Path) -> bool:
+    # Not by `projects` alone, which may be anybody's folder of anything.
+    return (folder / "projects").is_dir() and (folder / "shared" / "src" / "ray_shared").is_dir()
