@@ -182,7 +182,18 @@ def test_more_nodes_than_expected_are_a_warning():
     ("change", "name", "why"),
     [
         (of_all(gloo=Collective(skipped="PyTorch is not installed on b")), "gloo", "PyTorch"),
-        (of_all(without_token={"GCS": "it speaks TLS"}), "authentication", "TLS"),
+        (
+            of_all(without_token={"GCS": "it speaks TLS", "dashboard": "refused"}),
+            "authentication",
+            "TLS",
+        ),
+        (
+            of_all(without_token={"GCS": "deadline exceeded", "dashboard": "refused"}),
+            "authentication",
+            "GCS: deadline exceeded; dashboard: refused",
+        ),
+        (of_all(without_token={}), "authentication", "nobody was asked"),
+        (serve(applications={}, proxies={}), "Serve", "neither an application nor a proxy"),
         (serve(skipped="not running"), "Serve", "not running"),
     ],
 )
@@ -192,6 +203,13 @@ def test_what_was_not_looked_at_says_why(change: Callable[[Facts], None], name: 
     check = judged(facts)[name]
     assert check.status == "not checked"
     assert why in check.found
+
+
+def test_serve_without_proxies_says_that_none_was_asked():
+    facts = healthy()
+    facts.serve.proxies = {}
+    check = judged(facts)["Serve"]
+    assert (check.status, check.found) == ("ok", "1 application(s) RUNNING, no proxy asked")
 
 
 def test_slow_way_to_a_node_is_not_its_clock():

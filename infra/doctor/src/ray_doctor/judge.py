@@ -91,11 +91,11 @@ def transfers(facts: Facts) -> Check:
 def authentication(facts: Facts) -> Check:
     """Nobody gets anything without a token."""
     found = facts.without_token
-    parts = listed([f"{door}: {what}" for door, what in found.items()])
+    parts = listed([f"{where}: {what}" for where, what in found.items()])
     if "answered" in found.values():
         hint = "set RAY_AUTH_MODE=token and a token on every node before ray start."
         return failed("authentication", f"without a token, {parts}", hint)
-    if "refused" not in found.values():
+    if set(found.values()) != {"refused"}:
         return not_checked("authentication", parts or "nobody was asked")
     return ok("authentication", f"without a token, {parts}")
 
@@ -163,7 +163,10 @@ def serve(found: Serve) -> Check:
         hint = "see serve status for the deployments, and logs/serve of the session for replicas."
         return failed("Serve", listed(sick), hint)
     running, healthy = len(found.applications), len(found.proxies)
-    return ok("Serve", f"{running} application(s) RUNNING, healthy at {healthy} address(es)")
+    if not running and not healthy:
+        return not_checked("Serve", "neither an application nor a proxy")
+    proxies = f"healthy at {healthy} address(es)" if healthy else "no proxy asked"
+    return ok("Serve", f"{running} application(s) RUNNING, {proxies}")
 
 
 def latency(nodes: Sequence[Node]) -> Check:
