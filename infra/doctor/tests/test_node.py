@@ -1,6 +1,7 @@
 """What a node finds out by itself."""
 
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -104,3 +105,14 @@ def test_gpus_are_counted_as_ray_may_use_them(tmp_path: Path, monkeypatch: pytes
     assert node.visible_gpus(0, {"CUDA_VISIBLE_DEVICES": ""}) == 0
     program.write_text("#!/bin/sh\necho 'no driver'\nexit 9\n")
     assert node.visible_gpus(0, {}) == 0
+
+
+def test_node_needs_nothing_that_only_the_driver_has():
+    """grpc and Hydra come with the doctor and with `ray[default]`, not with `ray[train]`."""
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["grpc", "hydra", "omegaconf", "rich"])
+from ray_doctor.collective import Rank
+from ray_doctor.node import clock, connect, fetch_object, look, make_object, write_file
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

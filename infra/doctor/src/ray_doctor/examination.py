@@ -150,25 +150,13 @@ def measure(facts: Facts, timeout_s: float) -> None:
     facts.object_bytes = OBJECT_BYTES
     # Each node makes one, and its neighbour fetches it: from that node's object manager, after
     # asking the process that made it where it is.
-    made, silence = ask(make_object, {n.id: (OBJECT_BYTES,) for n in facts.heard}, timeout_s)
+    made, silence = ask(node.make_object, {n.id: (OBJECT_BYTES,) for n in facts.heard}, timeout_s)
     neighbours = dict(zip(facts.heard, facts.heard[1:] + facts.heard[:1], strict=True))
     arguments = {to.id: (made[n.id],) for n, to in neighbours.items() if n.id in made}
-    fetched, late = ask(fetch_object, arguments, timeout_s)
+    fetched, late = ask(node.fetch_object, arguments, timeout_s)
     for n, to in neighbours.items():
         why = silence.get(n.id) or late.get(to.id, "")
         facts.transfers[f"{n.name} to {to.name}"] = fetched.get(to.id, why)
-
-
-def make_object(num_bytes: int) -> list[ray.ObjectRef]:
-    """Puts an object into this node's store."""
-    return [ray.put(bytes(num_bytes))]
-
-
-def fetch_object(refs: list[ray.ObjectRef]) -> float:
-    """Seconds until the object is here."""
-    started = time.perf_counter()
-    ray.get(refs[0])
-    return time.perf_counter() - started
 
 
 def try_storage(facts: Facts, path: str, timeout_s: float) -> None:

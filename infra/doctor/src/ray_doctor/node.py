@@ -1,5 +1,8 @@
 """What a node can say of itself and of its way to others: plain functions that run on the node.
 
+They import nothing but Ray, what Ray itself needs, and `ray_shared`: a node need not have all that
+the driver has.
+
 Ray starts every worker process from the node's raylet, whose command line holds what Ray decided
 when the node was started: where the object store lies, and where it spills to.
 """
@@ -20,6 +23,8 @@ from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
+
+import ray
 
 SHARED_MEMORY = Path("/dev/shm")
 NUM_CONNECTIONS = 32
@@ -128,6 +133,18 @@ def visible_gpus(ray_gpus: float, environment: dict[str, str]) -> int | None:
 def clock() -> float:
     """Seconds since the epoch."""
     return time.time()
+
+
+def make_object(num_bytes: int) -> list[ray.ObjectRef]:
+    """Puts an object into this node's store."""
+    return [ray.put(bytes(num_bytes))]
+
+
+def fetch_object(refs: list[ray.ObjectRef]) -> float:
+    """Seconds until the object is here."""
+    started = time.perf_counter()
+    ray.get(refs[0])
+    return time.perf_counter() - started
 
 
 def connect(targets: Sequence[tuple[str, str]], timeout_s: float) -> dict[str, str]:
