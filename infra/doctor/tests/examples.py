@@ -19,8 +19,8 @@ def said(**changes: Any) -> dict[str, Any]:
         "shm": {"total": 8 * GB, "used": 0, "free": 8 * GB},
         "plasma_directory": "/dev/shm",
         "object_store": 4 * GB,
-        "spilling": {"path": "/spill", "error": None, "full": 0.2, "free": 50 * GB},
-        "session": {"path": "/session", "error": None, "full": 0.2, "free": 40 * GB},
+        "spilling": [{"path": "/spill", "error": None, "full": 0.2, "free": 50 * GB}],
+        "session": [{"path": "/session", "error": None, "full": 0.2, "free": 40 * GB}],
         "disk_threshold": 0.95,
     }
     return answer | changes

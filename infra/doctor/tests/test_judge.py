@@ -52,8 +52,9 @@ def driver(facts: Facts) -> None:
     facts.driver = facts.driver | {"packages": {"ray": "2.59.0"}}
 
 
-def full(share: float, error: str | None = None) -> dict[str, Any]:
-    return {"path": "/disk", "error": error, "full": share, "free": GB}
+def full(share: float, error: str | None = None) -> list[dict[str, Any]]:
+    first = {"path": "/first", "error": None, "full": 0.1, "free": GB}
+    return [first, {"path": "/disk", "error": error, "full": share, "free": GB}]
 
 
 def serve(**changes: Any) -> Callable[[Facts], None]:
@@ -195,6 +196,18 @@ def test_more_nodes_than_expected_are_a_warning():
         (of_all(without_token={}), "authentication", "nobody was asked"),
         (serve(applications={}, proxies={}), "Serve", "neither an application nor a proxy"),
         (serve(skipped="not running"), "Serve", "not running"),
+        (
+            second_says(plasma_directory=None, object_store=0),
+            "/dev/shm",
+            "where the object store lies is not known on b",
+        ),
+        (second_says(spilling="spills by smart_open"), "spilling directory", "b: spills by"),
+        (second_says(session="no raylet"), "session directory", "b: no raylet"),
+        (
+            second(resources={"GPU": 1.0}, said=said(gpus=None)),
+            "GPUs",
+            "b: Ray was told 1; neither",
+        ),
     ],
 )
 def test_what_was_not_looked_at_says_why(change: Callable[[Facts], None], name: str, why: str):

@@ -30,13 +30,23 @@ def shadow(directory: Path, name: str, version: str) -> None:
 def test_directory_that_is_a_file_is_not_writable(tmp_path: Path):
     (tmp_path / "file").write_text("")
     found = node.directory(str(tmp_path / "file"))
-    assert found is not None
     assert found["error"] == "Not a directory"
     found = node.directory(str(tmp_path))
-    assert found is not None
     assert found["error"] is None
     assert 0 < found["full"] < 1
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_all_spilling_directories_are_found_or_the_reason_is_told():
+    flags = {"fallback_directory": "/first"}
+    several = '{"type": "filesystem", "params": {"directory_path": ["/first", "/second"]}}'
+    elsewhere = '{"type": "smart_open", "params": {"uri": "s3://bucket"}}'
+    # One directory in the head's configuration may be another one on this node.
+    one = '{"type": "filesystem", "params": {"directory_path": "/of-the-head"}}'
+    assert node.spilling_directories(flags, [one, ""]) == ["/first"]
+    assert node.spilling_directories(flags, ["", several]) == ["/first", "/second"]
+    assert "by smart_open" in node.spilling_directories(flags, [elsewhere, ""])
+    assert node.spilling_directories({}, ["", ""]) == node.NO_RAYLET
 
 
 @pytest.fixture
@@ -105,6 +115,9 @@ def test_gpus_are_counted_as_ray_may_use_them(tmp_path: Path, monkeypatch: pytes
     assert node.visible_gpus(0, {"CUDA_VISIBLE_DEVICES": ""}) == 0
     program.write_text("#!/bin/sh\necho 'no driver'\nexit 9\n")
     assert node.visible_gpus(0, {}) == 0
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(node, "GPU_TIMEOUT_S", 0.2)
+    assert node.visible_gpus(2, {}) is None
 
 
 def test_node_needs_nothing_that_only_the_driver_has():

@@ -55,6 +55,11 @@ def dashboard_address() -> str | None:
     return url.removeprefix("http://") if url else None
 
 
+def spilling_config() -> str:
+    """The cluster's `object_spilling_config`, as its head has it; empty for none."""
+    return str(ray._private.state.state.get_system_config().get("object_spilling_config") or "")
+
+
 def without_token(timeout_s: float) -> dict[str, str]:
     """Knocks without a token.
 

@@ -39,8 +39,9 @@ def gather(cfg: Config) -> Facts:
     facts = Facts(nodes=cluster_nodes())
     logger.info("looking at %d node(s)", len(facts.alive))
     facts.driver = {"python": platform.python_version(), "packages": node.packages()}
-    gpus = {n.id: (n.resources.get("GPU", 0),) for n in facts.alive}
-    said, silence = ask(node.look, gpus, doctor.node_timeout_s)
+    config = access.spilling_config()
+    questions = {n.id: (n.resources.get("GPU", 0), config) for n in facts.alive}
+    said, silence = ask(node.look, questions, doctor.node_timeout_s)
     for each in facts.alive:
         each.said, each.silence = said.get(each.id), silence.get(each.id, "")
     connect(facts, doctor)

@@ -81,21 +81,24 @@ def cpus(nodes: Sequence[Node]) -> Check:
 
 def gpus(nodes: Sequence[Node]) -> Check:
     """Ray knows the GPUs that there are, and no others."""
-    missing, unused, total = [], [], 0.0
+    missing, unused, unknown, total = [], [], [], 0.0
     for n in nodes:
         told, there = n.resources.get("GPU", 0), _said(n)["gpus"]
         total += told
-        if told and not there:
-            missing.append(f"{n.name}: Ray was told {told:g}, and none is found")
-        elif there is not None and told > there:
-            missing.append(f"{n.name}: Ray was told {told:g}, there are {there}")
-        elif there is not None and told < there:
+        if there is None:
+            unknown += [f"{n.name}: Ray was told {told:g}"] if told else []
+        elif told > there:
+            are = f"there are {there}" if there else "and none is found"
+            missing.append(f"{n.name}: Ray was told {told:g}, {are}")
+        elif told < there:
             unused.append(f"{n.name}: there are {there}, Ray was told {told:g}")
     if missing:
         hint = "check the driver (nvidia-smi), the container's GPU request and --num-gpus."
         return failed("GPUs", listed(missing + unused), hint)
     if unused:
         return warning("GPUs", listed(unused), "start the node with --num-gpus as many.")
+    if unknown:
+        return not_checked("GPUs", f"{listed(unknown)}; neither nvidia-smi nor PyTorch counts any")
     return ok("GPUs", f"{total:g}" if total else "none")
 
 
@@ -129,11 +132,13 @@ def object_store(nodes: Sequence[Node]) -> Check:
     shm_nodes = [n for n in nodes if _said(n)["shm"] is not None]
     if not shm_nodes:
         return not_checked("/dev/shm", "these nodes have none")
-    slow, small = [], []
+    slow, small, unknown = [], [], []
     for n in shm_nodes:
         said = _said(n)
         where, shm, wanted = said["plasma_directory"], said["shm"], said["object_store"]
-        if where is not None and not where.startswith("/dev/shm"):
+        if where is None:
+            unknown.append(n.name)
+        elif not where.startswith("/dev/shm"):
             slow.append(
                 f"{n.name}: the object store of {size(wanted)} lies in {where}, /dev/shm has "
                 f"{size(shm['total'])}"
@@ -146,6 +151,9 @@ def object_store(nodes: Sequence[Node]) -> Check:
             "or start the node with a smaller --object-store-memory."
         )
         return failed("/dev/shm", listed(slow + small), hint)
+    if unknown:
+        why = f"where the object store lies is not known on {listed(unknown)}"
+        return not_checked("/dev/shm", why)
     stores = sum(_said(n)["object_store"] for n in shm_nodes)
     smallest = min(_said(n)["shm"]["total"] for n in shm_nodes)
     return ok(
@@ -154,30 +162,32 @@ def object_store(nodes: Sequence[Node]) -> Check:
 
 
 def disk(name: str, key: str, nodes: Sequence[Node]) -> Check:
-    """A directory of Ray's can be written, and is not full."""
-    severe, slight, places = [], [], []
+    """Directories of Ray's can be written, and are not full."""
+    severe, slight, unknown, free = [], [], [], []
     for n in nodes:
-        found, limit = _said(n)[key], _said(n)["disk_threshold"]
-        if found is None:
+        directories, limit = _said(n)[key], _said(n)["disk_threshold"]
+        if isinstance(directories, str):
+            unknown.append(f"{n.name}: {directories}")
             continue
-        place = f"{n.name}: {found['path']}"
-        places.append(found)
-        if found["error"] is not None:
-            severe.append(f"{place}: {found['error']}")
-        elif found["full"] is not None and found["full"] >= limit:
-            severe.append(f"{place} is {found['full']:.0%} full, Ray stops at {limit:.0%}")
-        elif found["full"] is not None and found["full"] >= NEARLY * limit:
-            slight.append(f"{place} is {found['full']:.0%} full, Ray stops at {limit:.0%}")
+        for each in directories:
+            place = f"{n.name}: {each['path']}"
+            if each["error"] is not None:
+                severe.append(f"{place}: {each['error']}")
+                continue
+            free.append(each["free"])
+            if each["full"] >= limit:
+                severe.append(f"{place} is {each['full']:.0%} full, Ray stops at {limit:.0%}")
+            elif each["full"] >= NEARLY * limit:
+                slight.append(f"{place} is {each['full']:.0%} full, Ray stops at {limit:.0%}")
     if severe or slight:
         hint = (
             "free space there or mount a larger disk, and check that Ray's user may write; "
             "--object-spilling-directory and --temp-dir name another place."
         )
         return (failed if severe else warning)(name, listed(severe + slight), hint)
-    if not places:
-        return not_checked(name, "unknown on these nodes")
-    free = min(found["free"] for found in places)
-    return ok(name, f"writable everywhere, at least {size(free)} free")
+    if unknown:
+        return not_checked(name, listed(unknown))
+    return ok(name, f"writable everywhere, at least {size(min(free))} free")
 
 
 def _said(n: Node) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Ray starts every worker process from the node's raylet, whose command line holds
 when the node was started: where the object store lies, and where it spills to.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -29,27 +30,36 @@ import ray
 SHARED_MEMORY = Path("/dev/shm")
 NUM_CONNECTIONS = 32
 """How many are tried at a time."""
+GPU_TIMEOUT_S = 30.0
+"""For `nvidia-smi`, which hangs with a broken driver, or for the import of PyTorch."""
+NO_RAYLET = "its raylet is not found among the processes"
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """What is asked for lies in the cluster."""
 
 
-def look(ray_gpus: float) -> dict[str, Any]:
+def look(ray_gpus: float, spilling_config: str) -> dict[str, Any]:
     """Everything about this node.
 
     Args:
         ray_gpus: The GPUs that Ray was told of.
+        spilling_config: The cluster's `object_spilling_config`.
 
     Returns:
-        Sizes in bytes, shares in [0, 1]; None for what there is not, or is not known.
+        Sizes in bytes, shares in [0, 1]; None for what there is not, or is not known; directories,
+        or a sentence why they are not known.
     """
     from ray._private import utils  # What Ray itself takes for the limits of a container.
+    from ray_shared.cluster import available_cpus
 
     flags, environment = raylet()
+    cpus = available_cpus()
     memory = utils.get_cgroup_mem_stats() or _machine_memory()
+    configs = [spilling_config, environment.get("RAY_object_spilling_config", "")]
+    spilling = spilling_directories(flags, configs)
     return {
         "python": platform.python_version(),
         "packages": packages(),
-        "allowed_cpus": min(_cpus(), utils._get_docker_cpus() or _cpus()),
+        "allowed_cpus": min(cpus, utils._get_docker_cpus() or cpus),
         "gpus": visible_gpus(ray_gpus, environment),
         "memory_used": memory[0],
         "memory": memory[1],
@@ -57,8 +67,8 @@ def look(ray_gpus: float) -> dict[str, Any]:
         "shm": shutil.disk_usage(SHARED_MEMORY)._asdict() if SHARED_MEMORY.is_dir() else None,
         "plasma_directory": flags.get("plasma_directory"),
         "object_store": int(flags.get("object_store_memory", 0)),
-        "spilling": directory(flags.get("fallback_directory")),
-        "session": directory(flags.get("session_dir")),
+        "spilling": spilling if isinstance(spilling, str) else [directory(p) for p in spilling],
+        "session": [directory(flags["session_dir"])] if flags else NO_RAYLET,
         "disk_threshold": float(environment.get("RAY_local_fs_capacity_threshold", 0.95)),
     }
 
@@ -87,10 +97,30 @@ def raylet() -> tuple[dict[str, str], dict[str, str]]:
     return {}, dict(os.environ)
 
 
-def directory(path: str | None) -> dict[str, Any] | None:
+def spilling_directories(flags: dict[str, str], configs: Sequence[str]) -> list[str] | str:
+    """Where this node spills objects to, or why nobody knows.
+
+    The raylet is told one directory: of several the first, and the temporary one where objects do
+    not go to a filesystem.
+
+    Args:
+        flags: Options of the raylet.
+        configs: What an `object_spilling_config` of the cluster and one of the node say, as JSON;
+            empty for none.
+    """
+    if not flags:
+        return NO_RAYLET
+    found = [flags["fallback_directory"]]
+    for config in map(json.loads, filter(None, configs)):
+        if config["type"] != "filesystem":
+            return f"spills by {config['type']}, which is not looked at"
+        named = config["params"]["directory_path"]
+        found += named if isinstance(named, list) else []
+    return list(dict.fromkeys(found))
+
+
+def directory(path: str) -> dict[str, Any]:
     """How full a directory's filesystem is, and what kept a file from being written there."""
-    if path is None:
-        return None
     error, usage = None, None
     try:
         with tempfile.NamedTemporaryFile(dir=path, prefix=".doctor-") as file:
@@ -100,7 +130,7 @@ def directory(path: str | None) -> dict[str, Any] | None:
     except OSError as caught:
         error = caught.strerror or str(caught)
     # As Ray counts: what only root may use is not free.
-    full = 1 - usage.free / usage.total if usage and usage.total else None
+    full = 1 - usage.free / usage.total if usage and usage.total else 0.0
     return {"path": path, "error": error, "full": full, "free": usage.free if usage else None}
 
 
@@ -116,7 +146,9 @@ def visible_gpus(ray_gpus: float, environment: dict[str, str]) -> int | None:
     """
     program = shutil.which("nvidia-smi")
     if program is not None:
-        done = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+        done = _run([program, "-L"], dict(os.environ))
+        if done is None:
+            return None
         count = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
         chosen = environment.get("CUDA_VISIBLE_DEVICES")
         return count if chosen is None else min(count, len(list(filter(None, chosen.split(",")))))
@@ -124,10 +156,8 @@ def visible_gpus(ray_gpus: float, environment: dict[str, str]) -> int | None:
         return None
     # In a process of its own: Ray hides the GPUs from a task that has asked for none.
     script = "import torch; print(torch.cuda.device_count())"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
-    return int(done.stdout) if done.returncode == 0 else None
+    done = _run([sys.executable, "-c", script], environment)
+    return int(done.stdout) if done is not None and done.returncode == 0 else None
 
 
 def clock() -> float:
@@ -233,10 +263,13 @@ def delete_files(folder: str, made: Sequence[str]) -> None:
             Path(path).rmdir()
 
 
-def _cpus() -> float:
-    if hasattr(os, "sched_getaffinity"):  # Linux only.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str] | None:
+    """Runs a program; None if it does not end in time."""
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": GPU_TIMEOUT_S}
+    try:
+        return subprocess.run(command, env=env, check=False, **options)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _machine_memory() -> tuple[int, int]:
