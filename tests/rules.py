@@ -1,47 +1,21 @@
 """The rules for code, each a function from a syntax tree to what breaks it, as `line: reason`."""
 
 import ast
+import runpy
 from collections.abc import Iterator
 
-# Resources of tasks and actors. Of `.options(...)`, the others belong to a single request or call.
-COMPUTE = {"num_cpus", "num_gpus", "resources"}
-REQUEST_OPTIONS = {
-    "ray_actor_options",
-    "stream",
-    "method_name",
-    "multiplexed_model_id",
-    "num_returns",
-}
+from .repository import ROOT
+
+# The doctor's own rule. Its package is not installed here.
+remote = runpy.run_path(str(ROOT / "infra/doctor/src/ray_doctor/resources.py"))["remote"]
 PICKLE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve"}
 
 
 def unstated_resources(tree: ast.AST) -> Iterator[str]:
     """Remote tasks, actors, deployments and trainers that leave their resources to a default."""
-    from_ray = _imported_from_ray(tree)
-    stated = {node.func: _keywords(node) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute | ast.Name):
-            continue
-        name = ast.unparse(node)
-        name = from_ray.get(name, name)
-        last = name.split(".")[-1]
-        keywords = stated.get(node, set())
-        if name == "ray.remote":
-            needed = COMPUTE
-        elif name in ("serve.deployment", "ray.serve.deployment"):
-            needed = {"ray_actor_options"}
-        elif node not in stated:  # Not called: an annotation, say.
-            continue
-        elif last == "ScalingConfig" and name.startswith(("ray.", "train.")):
-            needed = {"resources_per_worker"}
-        elif last == "options" and "." in name:
-            needed = COMPUTE | REQUEST_OPTIONS
-        elif last == "map_batches":
-            needed = COMPUTE
-        else:
-            continue
-        if not keywords & needed:
-            yield f"{node.lineno}: {name} without {' or '.join(sorted(needed))}"
+    for line, lacks in remote(tree):
+        if lacks:
+            yield f"{line}: {lacks}"
 
 
 def pickles(tree: ast.AST) -> Iterator[str]:
@@ -76,23 +50,9 @@ def path_hacks(tree: ast.AST) -> Iterator[str]:
             yield f"{node.lineno}: sys.path"
 
 
-def _keywords(call: ast.Call) -> set[str | None]:
-    return {keyword.arg for keyword in call.keywords}
-
-
 def _imports(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
         return [node.module]
     return []
-
-
-def _imported_from_ray(tree: ast.AST) -> dict[str, str]:
-    """`from ray import remote as task` -> `{"task": "ray.remote"}`."""
-    names = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
-            for alias in node.names:
-                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    return names

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from ray_doctor import checklist
+from ray_doctor.resources import remote
 
-from .conftest import by_name, wrong
+from .conftest import by_name, configured, wrong
 
 CONFIG = """\
 defaults:
@@ -128,6 +129,26 @@ def test_grid_search_in_the_code_is_found_where_nothing_chooses(starter: Path):
     assert (check.status, check.found) == ("failed", "mine: src/mine/tune.py:1")
 
 
+def test_search_without_a_name_is_not_checked(starter: Path):
+    replaced("src/mine/conf/search/random.yaml", "name: random", "num_trials: 4")(starter)
+    check = by_name(checklist.check([starter]))["no grid search"]
+    assert (check.status, check.found) == ("not checked", "mine: no search.name")
+
+
+def test_files_in_another_encoding_are_read_or_named(starter: Path):
+    (starter / "monitoring" / "old.yaml").write_bytes("# für uns".encode("latin-1"))
+    with (starter / "requirements.lock").open("ab") as lock:
+        lock.write("# für uns\n".encode("latin-1"))
+    work = starter / "src" / "mine" / "work.py"
+    work.write_bytes(b"# coding: latin-1\n" + "# für uns\n".encode("latin-1") + CODE.encode())
+    assert wrong(checklist.check([starter])) == {}
+    work.write_bytes("name = 'für uns'\n".encode("latin-1"))
+    (starter / CONF).write_bytes(CONFIG.encode() + "# für uns\n".encode("latin-1"))
+    checks = by_name(checklist.check([starter]))
+    assert checks["resources stated"].found.startswith("mine: work.py:1: no Python: ")
+    assert checks["retries on"].found.startswith("mine: config.yaml does not compose: ")
+
+
 def test_broken_files_are_named(starter: Path):
     replaced(CONF, "search: random", "search: none_such")(starter)
     (starter / "src" / "mine" / "work.py").write_text("def work(:\n")
@@ -140,8 +161,11 @@ def test_broken_files_are_named(starter: Path):
 def test_several_projects_share_a_line(starter: Path, tmp_path: Path):
     other = made(tmp_path / "other")
     replaced(CONF, "failure: {max_failures: 3}\n", "")(other)
+    (other / "monitoring" / "prometheus.yaml").unlink()
     checks = by_name(checklist.check([starter, other]))
     assert checks["retries on"].found == "in 1 project(s); does not apply to other"
+    assert checks["monitoring"].status == "warning"
+    assert checks["monitoring"].found == "other: no Prometheus configuration, no dashboard"
 
 
 def test_no_project_is_not_a_project_in_order():
@@ -159,10 +183,18 @@ def test_no_project_is_not_a_project_in_order():
         "@serve.deployment\nclass A: pass",
         "from ray.train import ScalingConfig\nScalingConfig(num_workers=2)",
         "ds.map_batches(f)",
+        "f.options(name='x').method.remote()",
+        "A.options(name='x').bind()",
+        "worker = A.options(lifetime='detached')",
+        "import ray as r\nr.remote(f)",
+        "from ray.train.torch import TorchTrainer\nTorchTrainer(loop)",
+        "from ray.train import torch\ntorch.TorchTrainer(loop)",
+        "ray.train.xgboost.XGBoostTrainer(loop)",
     ],
 )
 def test_unstated_resources_are_found(code: str):
-    assert [stated for _, stated in checklist.remote(ast.parse(code))] == [False]
+    ((_, lacks),) = remote(ast.parse(code))
+    assert " without " in lacks
 
 
 @pytest.mark.parametrize(
@@ -171,7 +203,29 @@ def test_unstated_resources_are_found(code: str):
         "A.options(num_cpus=0.5, name='a').remote()",
         "@serve.deployment(ray_actor_options={'num_cpus': 1})\nclass A: pass",
         "handle.options(stream=True).remote()",
+        "from ray.train.torch import TorchTrainer\nTorchTrainer(loop, scaling_config=scaling)",
     ],
 )
 def test_stated_resources_are_right(code: str):
-    assert [stated for _, stated in checklist.remote(ast.parse(code))] == [True]
+    ((_, lacks),) = remote(ast.parse(code))
+    assert lacks == ""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "@app.options('/items')\ndef allow(): ...",
+        "requests.options(url, timeout=5).raise_for_status()",
+        "transformers.Trainer(model)",
+        "def fit(trainer: ray.train.torch.TorchTrainer): ...",
+    ],
+)
+def test_what_is_not_remote_states_nothing(code: str):
+    assert list(remote(ast.parse(code))) == []
+
+
+def test_projects_of_this_repository_pass(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    projects = configured().project_folders()
+    assert len(projects) > 1
+    assert wrong(checklist.check(projects)) == {}

@@ -4,6 +4,7 @@ The third node joins with the fault in its environment or options, and leaves af
 doctor must name it, and blame it for nothing else.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -13,12 +14,10 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray_doctor import checklist
 from ray_shared.cluster import available_cpus
 from ray_shared.testing import free_port, wait_for
 
 from .clinic import Clinic, opened
-from .conftest import configured, wrong
 from .test_node import shadow
 
 pytestmark = pytest.mark.fault
@@ -143,6 +142,16 @@ def test_spilling_directory_that_is_gone(clinic: Clinic, tmp_path: Path):
     assert checks["spilling directory"].found == f"{node.called}: {spilling}: Not a directory"
 
 
+def test_second_spilling_directory_that_is_a_file(clinic: Clinic, tmp_path: Path):
+    (tmp_path / "second").write_text("")
+    places = [str(tmp_path), str(tmp_path / "second")]
+    config = {"type": "filesystem", "params": {"directory_path": places}}
+    with clinic.third({"RAY_object_spilling_config": json.dumps(config)}) as node:
+        checks = clinic.examine()
+    assert clinic.blamed(checks) == {"spilling directory": "failed"}
+    assert checks["spilling directory"].found == f"{node.called}: {places[1]}: Not a directory"
+
+
 def test_disk_fuller_than_ray_allows(clinic: Clinic):
     with clinic.third({"RAY_local_fs_capacity_threshold": "0.0001"}) as node:
         checks = clinic.examine()
@@ -239,11 +248,3 @@ def test_gloo_on_an_interface_that_one_node_does_not_have(clinic: Clinic):
     assert clinic.blamed(checks) == {"gloo": "failed"}
     assert checks["gloo"].found.startswith(f"{node.called}: ")
     assert "no-such-0" in checks["gloo"].found
-
-
-def test_projects_of_this_repository_pass_the_checklist(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(Path(__file__).parent)
-    projects = configured().project_folders()
-    if not projects:
-        pytest.skip("not in a repository with projects")
-    assert wrong(checklist.check(projects)) == {}

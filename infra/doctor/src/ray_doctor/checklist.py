@@ -2,15 +2,13 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray_doctor.check import Check, failed, first_line, listed, not_checked, ok, warning
+from ray_doctor.resources import remote
 
-COMPUTE = {"num_cpus", "num_gpus", "resources"}
-PER_CALL = {"ray_actor_options", "stream", "method_name", "multiplexed_model_id", "num_returns"}
-"""Options of a single call or request, which takes no resources of its own."""
 PINNED = re.compile(r"[A-Za-z0-9._-]+==[^\s;]+(\s*;.*)?")
 WATCHES = re.compile(r"PodMonitor|ServiceMonitor|scrape_configs|scrapeConfigs|\"panels\"")
 Found = tuple[bool | None, str]
@@ -54,7 +52,8 @@ def check(projects: Sequence[Path]) -> list[Check]:
         ),
     ]
     checks = [_judge(name, item, hint, projects) for name, item, hint in items]
-    return [*checks, monitoring(projects)]
+    hint = "add a Prometheus configuration or PodMonitor and a Grafana dashboard in monitoring/."
+    return [*checks, _judge("monitoring", monitoring, hint, projects, warning)]
 
 
 def configuration(project: Path) -> dict[str, Any] | str:
@@ -79,49 +78,22 @@ def configuration(project: Path) -> dict[str, Any] | str:
     return found if isinstance(found, dict) else "no mapping"
 
 
+def parsed(path: Path) -> ast.AST:
+    """A module's syntax tree; in whatever encoding it says that it is."""
+    return ast.parse(path.read_bytes(), str(path))
+
+
 def resources(project: Path) -> Found:
     """Whether all that is remote states its resources."""
     lines, count = [], 0
     for path in sorted(project.glob("src/**/*.py")):
-        tree = ast.parse(path.read_text(), str(path))
-        for line, stated in remote(tree):
+        for line, lacks in remote(parsed(path)):
             count += 1
-            if not stated:
+            if lacks:
                 lines.append(f"{path.relative_to(project)}:{line}")
     if lines:
         return False, listed(lines)
     return (True, f"{count} places") if count else (None, "nothing remote in it")
-
-
-def remote(tree: ast.AST) -> Iterator[tuple[int, bool]]:
-    """Line of each task, actor, deployment or trainer, and whether it states its resources."""
-    aliases = {
-        alias.asname or alias.name: f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray"
-        for alias in node.names
-    }
-    calls = {node.func: node for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute | ast.Name):
-            continue
-        name = aliases.get(ast.unparse(node), ast.unparse(node))
-        if name == "ray.remote":
-            needed = COMPUTE
-        elif name in ("serve.deployment", "ray.serve.deployment"):
-            needed = {"ray_actor_options"}
-        elif node not in calls:
-            continue
-        elif name.startswith(("ray.", "train.")) and name.endswith(".ScalingConfig"):
-            needed = {"resources_per_worker"}
-        elif name.endswith(".options"):
-            needed = COMPUTE | PER_CALL
-        elif name.endswith(".map_batches"):
-            needed = COMPUTE
-        else:
-            continue
-        stated = {keyword.arg for keyword in calls[node].keywords} if node in calls else set()
-        yield node.lineno, bool(stated & needed)
 
 
 def checkpoints(config: dict[str, Any] | str) -> Found:
@@ -148,16 +120,17 @@ def retries(config: dict[str, Any] | str) -> Found:
 
 def search(project: Path, config: dict[str, Any] | str) -> Found:
     """Whether Tune searches by grid without being asked to."""
-    if isinstance(config, dict) and isinstance(config.get("search"), dict):
-        kind = config["search"].get("name")
+    group = config.get("search") if isinstance(config, dict) else None
+    if isinstance(group, dict) and (kind := group.get("name")) is not None:
         return kind != "grid", f"search={kind}"
     calls = [
         f"{path.relative_to(project)}:{node.lineno}"
         for path in sorted(project.glob("src/**/*.py"))
-        for node in ast.walk(ast.parse(path.read_text(), str(path)))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("grid_search")
     ]
-    return (False, listed(calls)) if calls else (None, "does not search")
+    why = "does not search" if group is None else "no search.name"
+    return (False, listed(calls)) if calls else (None, why)
 
 
 def lock(project: Path) -> Found:
@@ -165,32 +138,37 @@ def lock(project: Path) -> Found:
     path = project / "requirements.lock"
     if not path.is_file():
         return False, "no requirements.lock"
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
     loose = [x for x in lines if x and not x.startswith("#") and not PINNED.fullmatch(x)]
     if loose:
         return False, f"not pinned: {listed(loose)}"
     return True, f"{sum(bool(x) and not x.startswith('#') for x in lines)} packages"
 
 
-def monitoring(projects: Sequence[Path]) -> Check:
+def monitoring(project: Path) -> Found:
     """Whether anything reads the metrics: of the project, or of the repository it lies in."""
-    folders = [p / "monitoring" for p in projects]
-    folders += [p / "infra" / "monitoring" for p in projects]
-    folders += [p.parent.parent / "infra" / "monitoring" for p in projects]
+    repository = project.parent.parent
+    folders = [project / "monitoring", *(p / "infra" / "monitoring" for p in (project, repository))]
     files = [
         path
-        for folder in dict.fromkeys(folders)
+        for folder in folders
         for path in sorted(folder.glob("**/*"))
-        if path.suffix in (".json", ".yaml", ".yml") and WATCHES.search(path.read_text())
+        if path.suffix in (".json", ".yaml", ".yml")
+        and WATCHES.search(path.read_text(errors="replace"))
     ]
-    if files:
-        places = dict.fromkeys("/".join(path.parts[-3:-1]) for path in files)
-        return ok("monitoring", f"{len(files)} files in {', '.join(places)}")
-    hint = "add a Prometheus configuration or PodMonitor and a Grafana dashboard in monitoring/."
-    return warning("monitoring", "no Prometheus configuration, no dashboard", hint)
+    if not files:
+        return False, "no Prometheus configuration, no dashboard"
+    places = dict.fromkeys("/".join(path.parts[-3:-1]) for path in files)
+    return True, f"{len(files)} files in {', '.join(places)}"
 
 
-def _judge(name: str, item: Callable[[Path], Found], hint: str, projects: Sequence[Path]) -> Check:
+def _judge(
+    name: str,
+    item: Callable[[Path], Found],
+    hint: str,
+    projects: Sequence[Path],
+    wanting: Callable[[str, str, str], Check] = failed,
+) -> Check:
     found = {}
     for project in projects:
         try:
@@ -200,7 +178,7 @@ def _judge(name: str, item: Callable[[Path], Found], hint: str, projects: Sequen
             found[project.name] = False, f"{where}: no Python: {error.msg}"
     wrong = [f"{project}: {words}" for project, (right, words) in found.items() if right is False]
     if wrong:
-        return failed(name, listed(wrong), hint)
+        return wanting(name, listed(wrong), hint)
     right = [f"{project}: {words}" for project, (right, words) in found.items() if right]
     if not right:
         return not_checked(name, listed([f"{p}: {words}" for p, (_, words) in found.items()]))
