@@ -105,7 +105,7 @@ def add_settings(pyproject: Path, others: list[str], *, longer: bool) -> None:
         others: The projects that the copy does without.
         longer: Whether the copy's name is longer than the project's.
     """
-    modules = {other.replace("-", "_") for other in others} | {"ray_doctor"}
+    modules = {other.replace("-", "_") for other in others} | {"ray_doctor", "rehearsal"}
     unwanted = {f'"error:::{module}",' for module in modules}
     lines = (ROOT / "pyproject.toml").read_text().splitlines(keepends=True)[1:]
     with pyproject.open("a") as file:
