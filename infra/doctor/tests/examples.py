@@ -7,7 +7,7 @@ from ray_doctor.facts import Collective, Facts, Node, Serve
 GB = 10**9
 
 
-def said(**changes: Any) -> dict[str, Any]:
+def info(**changes: Any) -> dict[str, Any]:
     answer = {
         "python": "3.11.9",
         "packages": {"ray": "2.60.0", "torch": "2.13.0", "six": "1.17.0"},
@@ -33,7 +33,7 @@ def node(name: str, **changes: Any) -> Node:
         "address": f"10.0.0.{ord(name)}",
         "alive": True,
         "resources": {"CPU": 4.0, "memory": 10.0 * GB, "object_store_memory": 4.0 * GB},
-        "said": said(),
+        "info": info(),
         "clock_offset_s": 0.002,
         "clock_error_s": 0.001,
         "task_s": 0.001,

@@ -9,7 +9,7 @@ from ray_doctor.facts import Collective, Facts
 from ray_doctor.judge import judge
 
 from .conftest import by_name, configured, wrong
-from .examples import GB, healthy, node, said
+from .examples import GB, healthy, info, node
 
 
 def judged(facts: Facts, *overrides: str) -> dict[str, Check]:
@@ -31,8 +31,8 @@ def second(**changes: Any) -> Callable[[Facts], None]:
     return change
 
 
-def second_says(**changes: Any) -> Callable[[Facts], None]:
-    return second(said=said(**changes))
+def second_reports(**changes: Any) -> Callable[[Facts], None]:
+    return second(info=info(**changes))
 
 
 def of_all(**changes: Any) -> Callable[[Facts], None]:
@@ -44,7 +44,7 @@ def of_all(**changes: Any) -> Callable[[Facts], None]:
 
 
 def packages(**changes: str | None) -> dict[str, str]:
-    changed = said()["packages"] | {name.replace("_", "-"): v for name, v in changes.items()}
+    changed = info()["packages"] | {name.replace("_", "-"): v for name, v in changes.items()}
     return {name: version for name, version in changed.items() if version is not None}
 
 
@@ -68,39 +68,39 @@ def serve(**changes: Any) -> Callable[[Facts], None]:
 CASES = [
     (second(alive=False), "nodes", "failed", "1 alive: a (head); expected 2"),
     (
-        second_says(python="3.11.8"),
+        second_reports(python="3.11.8"),
         "versions",
         "failed",
         "python 3.11.9 (a, the driver) / 3.11.8 (b)",
     ),
-    (second_says(packages=packages(torch="2.12.0")), "versions", "failed", "2.12.0 (b)"),
-    (second_says(packages=packages(torch=None)), "versions", "failed", "not installed (b)"),
-    (second_says(packages=packages(ray_ref_x="1")), "versions", "failed", "ray-ref-x"),
-    (second_says(packages=packages(six="1.16.0")), "versions", "warning", "six 1.17.0 (a"),
+    (second_reports(packages=packages(torch="2.12.0")), "versions", "failed", "2.12.0 (b)"),
+    (second_reports(packages=packages(torch=None)), "versions", "failed", "not installed (b)"),
+    (second_reports(packages=packages(ray_ref_x="1")), "versions", "failed", "ray-ref-x"),
+    (second_reports(packages=packages(six="1.16.0")), "versions", "warning", "six 1.17.0 (a"),
     (driver, "versions", "failed", "ray 2.60.0 (a, b) / 2.59.0 (the driver)"),
-    (second_says(allowed_cpus=0.5), "CPUs", "warning", "b: Ray was told 4, allowed are 0.5"),
+    (second_reports(allowed_cpus=0.5), "CPUs", "warning", "b: Ray was told 4, allowed are 0.5"),
     (second(resources={"CPU": 4.0, "GPU": 1.0}), "GPUs", "failed", "b: Ray was told 1, and none"),
     (
-        second(resources={"GPU": 2.0}, said=said(gpus=1)),
+        second(resources={"GPU": 2.0}, info=info(gpus=1)),
         "GPUs",
         "failed",
         "b: Ray was told 2, there are 1",
     ),
-    (second_says(gpus=8), "GPUs", "warning", "b: there are 8, Ray was told 0"),
-    (second_says(memory_used=15.5 * GB), "memory", "failed", "b: 97% of 16 GB used"),
-    (second_says(memory_used=14 * GB), "memory", "warning", "b: 88% of 16 GB used"),
+    (second_reports(gpus=8), "GPUs", "warning", "b: there are 8, Ray was told 0"),
+    (second_reports(memory_used=15.5 * GB), "memory", "failed", "b: 97% of 16 GB used"),
+    (second_reports(memory_used=14 * GB), "memory", "warning", "b: 88% of 16 GB used"),
     (second(resources={"memory": 17.0 * GB}), "memory", "failed", "b: Ray was told 17 GB"),
     (
-        second_says(plasma_directory="/tmp/ray"),
+        second_reports(plasma_directory="/tmp/ray"),
         "/dev/shm",
         "failed",
         "b: the object store of 4 GB lies in /tmp/ray, /dev/shm has 8 GB",
     ),
-    (second_says(object_store=9 * GB), "/dev/shm", "failed", "b: 9 GB wanted"),
-    (second_says(spilling=full(0.96)), "spilling directory", "failed", "b: /disk is 96% full"),
-    (second_says(spilling=full(0.9)), "spilling directory", "warning", "b: /disk is 90% full"),
-    (second_says(spilling=full(0, "Read-only")), "spilling directory", "failed", "Read-only"),
-    (second_says(session=full(0.96)), "session directory", "failed", "b: /disk is 96% full"),
+    (second_reports(object_store=9 * GB), "/dev/shm", "failed", "b: 9 GB wanted"),
+    (second_reports(spilling=full(0.96)), "spilling directory", "failed", "b: /disk is 96% full"),
+    (second_reports(spilling=full(0.9)), "spilling directory", "warning", "b: /disk is 90% full"),
+    (second_reports(spilling=full(0, "Read-only")), "spilling directory", "failed", "Read-only"),
+    (second_reports(session=full(0.96)), "session directory", "failed", "b: /disk is 96% full"),
     (
         second(unreached={"GCS of a:6379": "timed out"}),
         "ports",
@@ -149,16 +149,16 @@ def test_broken_fact_is_found_by_its_own_check(
 
 def test_node_that_died_is_a_warning_and_one_that_left_is_not():
     facts = healthy()
-    facts.nodes.append(node("c", alive=False, said=None, death="health check failed"))
-    facts.nodes.append(node("d", alive=False, said=None))
+    facts.nodes.append(node("c", alive=False, info=None, death="health check failed"))
+    facts.nodes.append(node("d", alive=False, info=None))
     checks = judged(facts)
     assert wrong(list(checks.values())) == {"lost nodes": "warning"}
     assert checks["lost nodes"].found == "c: health check failed"
 
 
-def test_silent_node_fails_one_check_and_is_left_out_of_the_others():
+def test_unresponsive_node_fails_one_check_and_is_left_out_of_the_others():
     facts = healthy()
-    facts.nodes[1] = node("b", said=None, silence="no answer within 60 s")
+    facts.nodes[1] = node("b", info=None, error="no answer within 60 s")
     checks = judged(facts)
     assert wrong(list(checks.values())) == {"tasks": "failed"}
     assert checks["tasks"].found == "b: no answer within 60 s"
@@ -166,7 +166,7 @@ def test_silent_node_fails_one_check_and_is_left_out_of_the_others():
 
 
 def test_without_any_answer_nothing_is_called_right():
-    facts = Facts(nodes=[node("a", said=None, silence="hangs", clock_offset_s=None, task_s=None)])
+    facts = Facts(nodes=[node("a", info=None, error="hangs", clock_offset_s=None, task_s=None)])
     facts.gloo.skipped = facts.nccl.skipped = facts.serve.skipped = "needs two nodes"
     checks = judged(facts)
     right = {name for name, check in checks.items() if check.status == "ok"}
@@ -197,14 +197,14 @@ def test_more_nodes_than_expected_are_a_warning():
         (serve(applications={}, proxies={}), "Serve", "neither an application nor a proxy"),
         (serve(skipped="not running"), "Serve", "not running"),
         (
-            second_says(plasma_directory=None, object_store=0),
+            second_reports(plasma_directory=None, object_store=0),
             "/dev/shm",
             "where the object store lies is not known on b",
         ),
-        (second_says(spilling="spills by smart_open"), "spilling directory", "b: spills by"),
-        (second_says(session="no raylet"), "session directory", "b: no raylet"),
+        (second_reports(spilling="spills by smart_open"), "spilling directory", "b: spills by"),
+        (second_reports(session="no raylet"), "session directory", "b: no raylet"),
         (
-            second(resources={"GPU": 1.0}, said=said(gpus=None)),
+            second(resources={"GPU": 1.0}, info=info(gpus=None)),
             "GPUs",
             "b: Ray was told 1; neither",
         ),
@@ -233,7 +233,7 @@ def test_slow_way_to_a_node_is_not_its_clock():
 
 def test_important_packages_are_configured():
     facts = healthy()
-    second_says(packages=packages(six="1.16.0"))(facts)
+    second_reports(packages=packages(six="1.16.0"))(facts)
     assert judged(facts, "doctor.packages=[six]")["versions"].status == "failed"
 
 

@@ -50,7 +50,7 @@ def test_all_spilling_directories_are_found_or_the_reason_is_told():
 
 
 @pytest.fixture
-def deaf_port() -> Iterator[int]:
+def unresponsive_port() -> Iterator[int]:
     """A port whose queue is full: what comes is dropped, as by a firewall."""
     if sys.platform != "linux":
         pytest.skip("how long the queue is, is Linux' own")
@@ -69,10 +69,10 @@ def deaf_port() -> Iterator[int]:
             client.close()
 
 
-def test_closed_and_deaf_ports_are_told_apart_from_open_ones(deaf_port: int):
+def test_closed_and_unresponsive_ports_are_told_apart_from_open_ones(unresponsive_port: int):
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         opened, closed = listener.getsockname()[1], free_port()
-        places = [f"127.0.0.1:{port}" for port in (opened, closed, deaf_port)]
+        places = [f"127.0.0.1:{port}" for port in (opened, closed, unresponsive_port)]
         found = node.connect([("service", place) for place in places], 0.5)
     assert found == {
         f"service {places[1]}": "Connection refused",

@@ -1,4 +1,4 @@
-"""The head as a stranger sees it: its ports, and what it says to a client without a token."""
+"""The head from outside: its ports, and what it answers a client without a token."""
 
 import os
 from typing import Any
@@ -61,10 +61,10 @@ def spilling_config() -> str:
 
 
 def without_token(timeout_s: float) -> dict[str, str]:
-    """Knocks without a token.
+    """Asks the GCS and the dashboard without a token.
 
     Returns:
-        For each door: `refused`, `answered`, or why nobody knows.
+        For each endpoint: `refused`, `answered`, or why nobody knows.
     """
     found = {"GCS": _gcs(str(ray.get_runtime_context().gcs_address), timeout_s)}
     dashboard = dashboard_address()

@@ -63,8 +63,8 @@ class Rank:
 
 def try_both(facts: Facts, doctor: DoctorConfig) -> tuple[Collective, Collective]:
     """gloo over all nodes, and NCCL if each of them has a GPU."""
-    nodes = facts.heard
-    without_torch = [n for n in nodes if n.said and "torch" not in n.said["packages"]]
+    nodes = facts.responding
+    without_torch = [n for n in nodes if n.info and "torch" not in n.info["packages"]]
     without_gpu = [n for n in nodes if not n.resources.get("GPU")]
     why = ""
     if not doctor.collective:

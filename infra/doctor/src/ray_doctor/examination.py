@@ -41,14 +41,14 @@ def gather(cfg: Config) -> Facts:
     facts.driver = {"python": platform.python_version(), "packages": node.packages()}
     config = access.spilling_config()
     questions = {n.id: (n.resources.get("GPU", 0), config) for n in facts.alive}
-    said, silence = ask(node.look, questions, doctor.node_timeout_s)
+    answers, errors = ask(node.look, questions, doctor.node_timeout_s)
     for each in facts.alive:
-        each.said, each.silence = said.get(each.id), silence.get(each.id, "")
+        each.info, each.error = answers.get(each.id), errors.get(each.id, "")
     connect(facts, doctor)
     measure(facts, doctor.node_timeout_s)
     try_storage(facts, cfg.storage.path, doctor.node_timeout_s)
     facts.without_token = access.without_token(doctor.port_timeout_s)
-    facts.serve = serving.look(facts.heard, ask, doctor.node_timeout_s)
+    facts.serve = serving.look(facts.responding, ask, doctor.node_timeout_s)
     facts.gloo, facts.nccl = collective.try_both(facts, doctor)
     return facts
 
@@ -96,19 +96,19 @@ def ask(
         where = NodeAffinitySchedulingStrategy(node_id, soft=False)
         asked[task.options(num_cpus=0, scheduling_strategy=where).remote(*args)] = node_id
     answers: dict[str, Any] = {}
-    silence: dict[str, str] = {}
+    errors: dict[str, str] = {}
     if not asked:
-        return answers, silence
+        return answers, errors
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
     for ref in ready:
         try:
             answers[asked[ref]] = ray.get(ref)
         except Exception as error:  # noqa: BLE001 - whatever it was: it is what is looked for
-            silence[asked[ref]] = first_line(error)
+            errors[asked[ref]] = first_line(error)
     for ref in late:
         ray.cancel(ref, force=True)
-        silence[asked[ref]] = f"no answer within {timeout_s:g} s"
-    return answers, silence
+        errors[asked[ref]] = f"no answer within {timeout_s:g} s"
+    return answers, errors
 
 
 def connect(facts: Facts, doctor: DoctorConfig) -> None:
@@ -118,7 +118,7 @@ def connect(facts: Facts, doctor: DoctorConfig) -> None:
     if head is not None:
         extra += [(f"{what} of", place) for what, place in access.head_ports(head.address).items()]
     arguments = {}
-    for each in facts.heard:
+    for each in facts.responding:
         targets = [
             (f"{what} of {other.name}", f"{other.address}:{port}")
             for other in facts.alive
@@ -127,16 +127,17 @@ def connect(facts: Facts, doctor: DoctorConfig) -> None:
         ]
         arguments[each.id] = (targets + extra, doctor.port_timeout_s)
         facts.num_targets += len(targets + extra)
-    unreached, silence = ask(node.connect, arguments, doctor.node_timeout_s)
-    for each in facts.heard:
+    unreached, errors = ask(node.connect, arguments, doctor.node_timeout_s)
+    for each in facts.responding:
         each.unreached = unreached.get(each.id) or {}
-        if each.id in silence:
-            each.unreached = {"anything": silence[each.id]}
+        if each.id in errors:
+            each.unreached = {"anything": errors[each.id]}
 
 
 def measure(facts: Facts, timeout_s: float) -> None:
     """Compares clocks, and times a small task on each node and an object between neighbours."""
-    for each in facts.heard:
+    nodes = facts.responding
+    for each in nodes:
         for _ in range(NUM_TASKS):
             sent, started = time.time(), time.perf_counter()
             answer, _ = ask(node.clock, {each.id: ()}, timeout_s)
@@ -146,17 +147,17 @@ def measure(facts: Facts, timeout_s: float) -> None:
             if each.task_s is None or took < each.task_s:
                 each.task_s, each.clock_error_s = took, took / 2
                 each.clock_offset_s = answer[each.id] - (sent + took / 2)
-    if len(facts.heard) < 2:
+    if len(nodes) < 2:
         return
     facts.object_bytes = OBJECT_BYTES
     # Each node makes one, and its neighbour fetches it: from that node's object manager, after
     # asking the process that made it where it is.
-    made, silence = ask(node.make_object, {n.id: (OBJECT_BYTES,) for n in facts.heard}, timeout_s)
-    neighbours = dict(zip(facts.heard, facts.heard[1:] + facts.heard[:1], strict=True))
+    made, errors = ask(node.make_object, {n.id: (OBJECT_BYTES,) for n in nodes}, timeout_s)
+    neighbours = dict(zip(nodes, nodes[1:] + nodes[:1], strict=True))
     arguments = {to.id: (made[n.id],) for n, to in neighbours.items() if n.id in made}
     fetched, late = ask(node.fetch_object, arguments, timeout_s)
     for n, to in neighbours.items():
-        why = silence.get(n.id) or late.get(to.id, "")
+        why = errors.get(n.id) or late.get(to.id, "")
         facts.transfers[f"{n.name} to {to.name}"] = fetched.get(to.id, why)
 
 
@@ -165,19 +166,19 @@ def try_storage(facts: Facts, path: str, timeout_s: float) -> None:
     storage = open_storage(path)
     # The driver's working directory counts, as in a project's run.
     facts.storage, folder = storage.uri, storage.child(f".doctor-{uuid.uuid4().hex[:8]}").uri
-    heard = facts.heard
-    written, silence = ask(node.write_file, {n.id: (folder, n.id) for n in heard}, timeout_s)
+    nodes = facts.responding
+    written, errors = ask(node.write_file, {n.id: (folder, n.id) for n in nodes}, timeout_s)
     try:
-        for n in heard:
-            n.write_error = silence.get(n.id) or written[n.id]["error"]
-        sound = [n.id for n in heard if n.write_error is None]
-        by_id = {n.id: n for n in heard}
-        read, silence = ask(node.read_files, dict.fromkeys(sound, (folder, sound)), timeout_s)
+        for n in nodes:
+            n.write_error = errors.get(n.id) or written[n.id]["error"]
+        sound = [n.id for n in nodes if n.write_error is None]
+        by_id = {n.id: n for n in nodes}
+        read, errors = ask(node.read_files, dict.fromkeys(sound, (folder, sound)), timeout_s)
         for i in sound:
             missing = read.get(i) or {}
             by_id[i].read_errors = {by_id[other].name: why for other, why in missing.items()}
-            if i in silence:
-                by_id[i].read_errors = {"any node": silence[i]}
+            if i in errors:
+                by_id[i].read_errors = {"any node": errors[i]}
     finally:
         made = {i: sorted(done["made"], reverse=True) for i, done in written.items()}
         ask(node.delete_files, {i: (folder, paths) for i, paths in made.items()}, timeout_s)

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(eq=False)
 class Node:
-    """A node of the cluster, as the head lists it, and what it says of itself."""
+    """A node of the cluster, as the head lists it, and what it reports."""
 
     id: str
     name: str
@@ -21,9 +21,9 @@ class Node:
     """As Ray was told: `CPU`, `GPU`, `memory`, ..."""
     death: str = ""
     """Why it is gone; empty if it left as it should."""
-    said: dict[str, Any] | None = None
+    info: dict[str, Any] | None = None
     """The answer of `node.look`."""
-    silence: str = ""
+    error: str = ""
     """Why there is no answer."""
     unreached: dict[str, str] = field(default_factory=dict)
     """Ports of others that it did not reach, and why."""
@@ -91,9 +91,9 @@ class Facts:
         return [node for node in self.nodes if node.alive]
 
     @property
-    def heard(self) -> list[Node]:
+    def responding(self) -> list[Node]:
         """Nodes that have answered."""
-        return [node for node in self.alive if node.said is not None]
+        return [node for node in self.alive if node.info is not None]
 
 
 def names(nodes: Sequence[Node]) -> str:

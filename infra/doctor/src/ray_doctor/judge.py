@@ -10,7 +10,7 @@ from ray_doctor.facts import Collective, Facts, Node, Serve
 
 def judge(facts: Facts, doctor: DoctorConfig) -> list[Check]:
     """All checks of a cluster, in the order in which a person would look for a fault."""
-    nodes = facts.heard
+    nodes = facts.responding
     return [
         alive(facts, doctor.expect_nodes),
         lost(facts),
@@ -54,16 +54,18 @@ def lost(facts: Facts) -> Check:
 
 def answers(facts: Facts) -> Check:
     """Every node that is alive runs a task."""
-    silent = [f"{n.name}: {n.silence}" for n in facts.alive if n.said is None]
-    if not silent:
+    unresponsive = [f"{n.name}: {n.error}" for n in facts.alive if n.info is None]
+    if not unresponsive:
         return ok("tasks", f"{len(facts.alive)} of {len(facts.alive)} nodes ran one")
     hint = "look whether its raylet hangs (py-spy, ray stack), and whether workers can start there."
-    return failed("tasks", listed(silent), hint)
+    return failed("tasks", listed(unresponsive), hint)
 
 
 def ports(facts: Facts) -> Check:
     """Every node reaches Ray's ports on all others."""
-    shut = [f"{n.name} to {what}: {why}" for n in facts.heard for what, why in n.unreached.items()]
+    shut = [
+        f"{n.name} to {what}: {why}" for n in facts.responding for what, why in n.unreached.items()
+    ]
     if shut:
         hint = (
             "start what listens there, or open the port between all nodes: firewall, security "
@@ -115,22 +117,24 @@ def clocks(nodes: Sequence[Node], allowed_s: float) -> Check:
 
 def storage(facts: Facts) -> Check:
     """Each node can write, and the others can read it."""
-    unwritten = [f"{n.name}: {n.write_error}" for n in facts.heard if n.write_error is not None]
+    unwritten = [
+        f"{n.name}: {n.write_error}" for n in facts.responding if n.write_error is not None
+    ]
     if unwritten:
         hint = "check storage.path, its mount, and the credentials in these nodes' environment."
         return failed("storage", f"{facts.storage}: not writable: {listed(unwritten)}", hint)
     unread = [
         f"{n.name} does not read what {other} wrote: {why}"
-        for n in facts.heard
+        for n in facts.responding
         for other, why in n.read_errors.items()
     ]
     if unread:
         hint = "set storage.path to what all nodes share: NFS, s3://, gs:// or abfs://."
         return failed("storage", f"{facts.storage}: not shared: {listed(unread)}", hint)
-    if not facts.heard:
+    if not facts.responding:
         return not_checked("storage", "no node answers")
-    shared = " and read by all others" if len(facts.heard) > 1 else ""
-    return ok("storage", f"{facts.storage}: written by {len(facts.heard)} node(s){shared}")
+    shared = " and read by all others" if len(facts.responding) > 1 else ""
+    return ok("storage", f"{facts.storage}: written by {len(facts.responding)} node(s){shared}")
 
 
 def collective(name: str, found: Collective) -> Check:
@@ -153,15 +157,15 @@ def serve(found: Serve) -> Check:
     """Each application runs, and each proxy says so."""
     if found.skipped:
         return not_checked("Serve", found.skipped)
-    sick = [
+    unhealthy = [
         f"{name} is {status}" + (f" ({message})" if message else "")
         for name, (status, message) in found.applications.items()
         if status != "RUNNING"
     ]
-    sick += [f"{url}: {what}" for url, what in found.proxies.items() if what != 200]
-    if sick:
+    unhealthy += [f"{url}: {what}" for url, what in found.proxies.items() if what != 200]
+    if unhealthy:
         hint = "see serve status for the deployments, and logs/serve of the session for replicas."
-        return failed("Serve", listed(sick), hint)
+        return failed("Serve", listed(unhealthy), hint)
     running, healthy = len(found.applications), len(found.proxies)
     if not running and not healthy:
         return not_checked("Serve", "neither an application nor a proxy")

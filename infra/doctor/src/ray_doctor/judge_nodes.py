@@ -44,13 +44,13 @@ def judge(nodes: Sequence[Node], driver: dict[str, Any], important: Iterable[str
 
 def versions(nodes: Sequence[Node], driver: dict[str, Any], important: Iterable[str]) -> Check:
     """The same Python and packages on all nodes, and on the driver what both have."""
-    told = {n.name: _said(n) for n in nodes}
+    told = {n.name: _info(n) for n in nodes}
     severe: list[str] = []
     slight: list[str] = []
-    if split := _split({where: said["python"] for where, said in told.items()}, driver["python"]):
+    if split := _split({where: info["python"] for where, info in told.items()}, driver["python"]):
         severe.append(f"python {split}")
-    for package in sorted({p for said in told.values() for p in said["packages"]}):
-        found = {where: said["packages"].get(package, MISSING) for where, said in told.items()}
+    for package in sorted({p for info in told.values() for p in info["packages"]}):
+        found = {where: info["packages"].get(package, MISSING) for where, info in told.items()}
         if split := _split(found, driver["packages"].get(package)):
             own = package.startswith("ray-ref-")
             (severe if package in important or own else slight).append(f"{package} {split}")
@@ -59,9 +59,9 @@ def versions(nodes: Sequence[Node], driver: dict[str, Any], important: Iterable[
         parts = listed([*severe, *slight])
         return (failed if severe else warning)("versions", parts, hint)
     count = len(next(iter(told.values()))["packages"])
-    said = next(iter(told.values()))
-    ray = said["packages"].get("ray", "?")
-    return ok("versions", f"Python {said['python']}, Ray {ray} and {count} packages are the same")
+    info = next(iter(told.values()))
+    ray = info["packages"].get("ray", "?")
+    return ok("versions", f"Python {info['python']}, Ray {ray} and {count} packages are the same")
 
 
 def cpus(nodes: Sequence[Node]) -> Check:
@@ -69,13 +69,13 @@ def cpus(nodes: Sequence[Node]) -> Check:
     too_many = [
         f"{n.name}: Ray was told {n.resources.get('CPU', 0):g}, allowed are {allowed:g}"
         for n in nodes
-        if n.resources.get("CPU", 0) > (allowed := _said(n)["allowed_cpus"])
+        if n.resources.get("CPU", 0) > (allowed := _info(n)["allowed_cpus"])
     ]
     if too_many:
         hint = "start the node with --num-cpus as many, or raise the container's CPU limit."
         return warning("CPUs", listed(too_many), hint)
     total = sum(n.resources.get("CPU", 0) for n in nodes)
-    allowed_in_all = sum(_said(n)["allowed_cpus"] for n in nodes)
+    allowed_in_all = sum(_info(n)["allowed_cpus"] for n in nodes)
     return ok("CPUs", f"Ray counts on {total:g}; the nodes may use {allowed_in_all:g}")
 
 
@@ -83,7 +83,7 @@ def gpus(nodes: Sequence[Node]) -> Check:
     """Ray knows the GPUs that there are, and no others."""
     missing, unused, unknown, total = [], [], [], 0.0
     for n in nodes:
-        told, there = n.resources.get("GPU", 0), _said(n)["gpus"]
+        told, there = n.resources.get("GPU", 0), _info(n)["gpus"]
         total += told
         if there is None:
             unknown += [f"{n.name}: Ray was told {told:g}"] if told else []
@@ -106,8 +106,8 @@ def memory(nodes: Sequence[Node]) -> Check:
     """What Ray may hand out fits the limit, and use is below the mark from which Ray kills."""
     severe, slight = [], []
     for n in nodes:
-        said = _said(n)
-        used, limit, threshold = said["memory_used"], said["memory"], said["memory_threshold"]
+        info = _info(n)
+        used, limit, threshold = info["memory_used"], info["memory"], info["memory_threshold"]
         told = n.resources.get("memory", 0) + n.resources.get("object_store_memory", 0)
         share = (
             f"{n.name}: {used / limit:.0%} of {size(limit)} used, Ray kills from {threshold:.0%}"
@@ -122,20 +122,20 @@ def memory(nodes: Sequence[Node]) -> Check:
     if severe or slight:
         hint = "lower --memory or the tasks on that node, state memory= for large ones, or add RAM."
         return (failed if severe else warning)("memory", listed(severe + slight), hint)
-    fullest = max((_said(n)["memory_used"] / _said(n)["memory"] for n in nodes), default=0)
-    total = sum(_said(n)["memory"] for n in nodes)
+    fullest = max((_info(n)["memory_used"] / _info(n)["memory"] for n in nodes), default=0)
+    total = sum(_info(n)["memory"] for n in nodes)
     return ok("memory", f"{size(total)} in all, the fullest node at {fullest:.0%}")
 
 
 def object_store(nodes: Sequence[Node]) -> Check:
     """The object store lies in shared memory, and there is room for it."""
-    shm_nodes = [n for n in nodes if _said(n)["shm"] is not None]
+    shm_nodes = [n for n in nodes if _info(n)["shm"] is not None]
     if not shm_nodes:
         return not_checked("/dev/shm", "these nodes have none")
     slow, small, unknown = [], [], []
     for n in shm_nodes:
-        said = _said(n)
-        where, shm, wanted = said["plasma_directory"], said["shm"], said["object_store"]
+        info = _info(n)
+        where, shm, wanted = info["plasma_directory"], info["shm"], info["object_store"]
         if where is None:
             unknown.append(n.name)
         elif not where.startswith("/dev/shm"):
@@ -154,8 +154,8 @@ def object_store(nodes: Sequence[Node]) -> Check:
     if unknown:
         why = f"where the object store lies is not known on {listed(unknown)}"
         return not_checked("/dev/shm", why)
-    stores = sum(_said(n)["object_store"] for n in shm_nodes)
-    smallest = min(_said(n)["shm"]["total"] for n in shm_nodes)
+    stores = sum(_info(n)["object_store"] for n in shm_nodes)
+    smallest = min(_info(n)["shm"]["total"] for n in shm_nodes)
     return ok(
         "/dev/shm", f"object stores of {size(stores)} in it; the smallest has {size(smallest)}"
     )
@@ -165,7 +165,7 @@ def disk(name: str, key: str, nodes: Sequence[Node]) -> Check:
     """Directories of Ray's can be written, and are not full."""
     severe, slight, unknown, free = [], [], [], []
     for n in nodes:
-        directories, limit = _said(n)[key], _said(n)["disk_threshold"]
+        directories, limit = _info(n)[key], _info(n)["disk_threshold"]
         if isinstance(directories, str):
             unknown.append(f"{n.name}: {directories}")
             continue
@@ -190,8 +190,8 @@ def disk(name: str, key: str, nodes: Sequence[Node]) -> Check:
     return ok(name, f"writable everywhere, at least {size(min(free))} free")
 
 
-def _said(n: Node) -> dict[str, Any]:
-    return n.said or {}
+def _info(n: Node) -> dict[str, Any]:
+    return n.info or {}
 
 
 def _split(found: dict[str, str], driver: str | None) -> str:

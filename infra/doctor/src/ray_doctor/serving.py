@@ -51,9 +51,9 @@ def look(nodes: Sequence[Node], ask: Callable[..., Any], timeout_s: float) -> Se
             places[node_id] = f"{url} on {by_id[node_id].name}"
         else:
             found.proxies[url] = "its node gives no answer"
-    answers, silence = ask(node.http_status, questions, timeout_s)
+    answers, errors = ask(node.http_status, questions, timeout_s)
     for node_id, place in places.items():
-        found.proxies[place] = answers.get(node_id, silence.get(node_id, ""))
+        found.proxies[place] = answers.get(node_id, errors.get(node_id, ""))
     return found
 
 

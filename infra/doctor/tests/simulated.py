@@ -16,16 +16,16 @@ from .conftest import by_name, configured, wrong
 
 
 @dataclass
-class Clinic:
-    """The cluster, and what the doctor says of it."""
+class SimulatedCluster:
+    """The cluster, and what the doctor finds in it."""
 
     cluster: Any
     usual: dict[str, str] = field(default_factory=dict)
-    """What it says when nothing has been broken: that the disk is nearly full, say."""
+    """Problems while nothing has been broken: that the disk is nearly full, say."""
 
     @contextmanager
-    def third(self, env: dict[str, str] | None = None, **options: Any) -> Iterator[Any]:
-        """Another node for the length of the block; `called` is how the doctor names it.
+    def extra_node(self, env: dict[str, str] | None = None, **options: Any) -> Iterator[Any]:
+        """Another node for the length of the block; `shown_as` is how the doctor names it.
 
         Args:
             env: Environment variables of its raylet, and so of its workers.
@@ -33,7 +33,7 @@ class Clinic:
         """
         options = {"num_cpus": 1, "env_vars": env, **options}
         node = self.cluster.add_node(node_ip_address="127.0.0.1", **options)
-        node.called = f"127.0.0.1/{node.node_id[:6]}"
+        node.shown_as = f"127.0.0.1/{node.node_id[:6]}"
         try:
             yield node
         finally:
@@ -43,18 +43,18 @@ class Clinic:
         doctor = f"doctor.collective={str(collective).lower()}"
         return by_name(examine(configured("cluster=simulated", doctor, *overrides)))
 
-    def blamed(self, checks: dict[str, Check]) -> dict[str, str]:
+    def problems(self, checks: dict[str, Check]) -> dict[str, str]:
         """What is not as usual. That nodes of earlier tests are gone is."""
         found = wrong(list(checks.values())).items()
         return {n: s for n, s in found if self.usual.get(n) != s and n != "lost nodes"}
 
 
 @contextmanager
-def opened(output: Path, *overrides: str) -> Iterator[Clinic]:
-    """A clinic with a cluster of its own."""
+def simulate(output: Path, *overrides: str) -> Iterator[SimulatedCluster]:
+    """A cluster for some tests, looked at once as it is."""
     config = configured("cluster=simulated", *overrides).cluster
     with cluster.connect(config, NOTHING, Report("doctor", output, {}), "ray_doctor") as handle:
-        clinic = Clinic(handle)
-        clinic.usual = wrong(list(clinic.examine().values()))
-        assert "failed" not in clinic.usual.values()
-        yield clinic
+        simulated = SimulatedCluster(handle)
+        simulated.usual = wrong(list(simulated.examine().values()))
+        assert "failed" not in simulated.usual.values()
+        yield simulated
