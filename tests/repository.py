@@ -1,11 +1,17 @@
 """The repository, as the tests here look at it."""
 
 import ast
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+STOP_S = 60.0
+"""What Ray and servers below a command may take to stop after Ctrl-C."""
 
 
 def project_table() -> dict[str, str]:
@@ -52,13 +58,65 @@ def ids(path: Path) -> str:
 
 def nox(*args: str, cwd: Path = ROOT, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """Runs nox to its end; stdout and stderr come together as `stdout`."""
-    return subprocess.run(
-        [sys.executable, "-m", "nox", *args],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    return run([sys.executable, "-m", "nox", *args], cwd, timeout_s)
+
+
+def run(
+    command: list[str],
+    cwd: Path,
+    timeout_s: float,
+    env: dict[str, str] | None = None,
+    stop_s: float = STOP_S,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; stdout and stderr come together as `stdout`.
+
+    Args:
+        command: What to run, in a process group of its own.
+        cwd: Where.
+        timeout_s: Seconds after which all of the group gets Ctrl-C.
+        env: Its variables; None: those of this process.
+        stop_s: Seconds after that until it is killed.
+
+    Raises:
+        AssertionError: If it does not end in time.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As in whatever a shell starts with `&`; the command would inherit it and miss Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A server might hold a pipe open for ever.
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        ended = False
+        try:
+            process.wait(timeout_s)
+            ended = True
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # Also at Ctrl-C, and at the test's own timeout.
+            if not ended:
+                _stop(process, stop_s)
+        log.seek(0)
+        output = log.read()
+    assert ended, f"after {timeout_s:g} s it still ran:\n{output[-5000:]}"
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def _stop(process: "subprocess.Popen[bytes]", stop_s: float) -> None:
+    """Ends a process group, with patience."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(stop_s)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

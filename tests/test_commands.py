@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .pages import BLOCKS, MODULES, PAGES, TAGS, Block, blocks, job, quoted
-from .repository import PROJECTS, ROOT, ids, nox
+from .repository import PROJECTS, ROOT, ids, nox, run
 
 COMPOSE = """
 import json, sys
@@ -27,7 +27,7 @@ for overrides in lines:
 """
 # Sessions whose first argument is the name of a project.
 WITH_A_NAME = ("faults", "bench", "lock", "new")
-NAMES = [*PROJECTS, "shared", "rehearsal", "doctor", "docs", "<kebab-name>"]
+NAMES = [*PROJECTS, "shared", "rehearsal", "doctor", "docs", "contracts", "<kebab-name>"]
 
 
 def nox_commands() -> list[tuple[Path, list[str]]]:
@@ -81,9 +81,10 @@ def test_commands_have_a_tag(path: Path) -> None:
     assert [b.text for b in mine if b.language != "bash" or not TAGS.fullmatch(b.tag)] == []
 
 
+@pytest.mark.parametrize("indent", ["", "   "])
 @pytest.mark.parametrize("fence", ["bash", "", "bash manual:", "bash manual: no", "sh run"])
-def test_command_without_a_tag_would_be_found(fence: str) -> None:
-    (block,) = blocks(ROOT, f"```{fence}\nnox -s new\n```")
+def test_command_without_a_tag_would_be_found(fence: str, indent: str) -> None:
+    (block,) = blocks(ROOT, f"{indent}```{fence}\n{indent}nox -s new\n{indent}```")
     assert block.language != "bash" or not TAGS.fullmatch(block.tag)
 
 
@@ -175,18 +176,14 @@ def test_commands_on_the_pages_run(block: Block, places: dict[Path, Path], progr
     # A short path, because Ray's sockets lie below it.
     with tempfile.TemporaryDirectory(prefix="r-") as ray_tmpdir:
         path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
+        done = run(
             ["bash", "-euo", "pipefail", "-c", block.text],
             # Not in the repository, where the runs would stay; but that is where its tests are.
-            cwd=ROOT if ".nox/" in block.text else place,
+            ROOT if ".nox/" in block.text else place,
+            timeout_s=820,
             env=os.environ | {"PATH": path, "RAY_TMPDIR": ray_tmpdir, "TMPDIR": ray_tmpdir},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=880,
-            check=False,
         )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     results = [json.loads(path.read_text()) for path, _ in written(place) - before]
     assert [r["status"] for r in results] == ["ok"] * len(results)
     assert len(results) >= num_results(block)
