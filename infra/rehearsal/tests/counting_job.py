@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ray
 
-CHECKPOINT_EVERY = 5
+CHECKPOINT_EVERY = 20
 
 
 @ray.remote(num_cpus=2, max_restarts=-1, max_task_retries=-1)

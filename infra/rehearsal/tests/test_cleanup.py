@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ PROGRAM = """
 import os, pathlib, socket, sys, time
 pathlib.Path("/tmp/ray/mine").write_text("x")
 pathlib.Path("/rehearsal-test-file").write_text("x")
+pathlib.Path("/tmp/rehearsal-test-file").write_text("x")
 print("hostname", socket.gethostname(), flush=True)
 print("pids", sorted(int(p) for p in os.listdir("/proc") if p.isdigit())[:1], flush=True)
 print("tmp", os.listdir("/tmp/ray"), flush=True)
@@ -33,14 +36,17 @@ time.sleep(1000)  # ray start
 """
 
 
-def plain(tmp_path, *arguments: str) -> str:
+def plain(tmp_path, *arguments: str, **changes: Any) -> str:
     """A cluster whose head runs the program above; its workers wait for a GCS that never comes."""
-    spec = cluster(enableInTreeAutoscaling=False)
+    spec = cluster(enableInTreeAutoscaling=False, **changes)
     container = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     container["command"] = ["exec", sys.executable, str(program), *arguments, "'ray start'"]
-    container["readinessProbe"] = {"exec": {"command": ["true"]}, "periodSeconds": 1}
+    container["readinessProbe"] = {
+        "exec": {"command": ["test", "-e", "/tmp/rehearsal-test-file"]},
+        "periodSeconds": 1,
+    }
     return write(tmp_path / "plain.yaml", document("RayCluster", spec))
 
 
@@ -53,7 +59,9 @@ def wait_for(command, text: str, timeout_s: float = 60) -> None:
 
 
 def children(pid: int) -> list[str]:
-    done = subprocess.run(["ps", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["ps", "-ww", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True
+    )
     return done.stdout.splitlines()
 
 
@@ -69,14 +77,30 @@ def test_nothing_stays_after_a_signal(rehearse, tmp_path, signum, code):
         if signum != signal.SIGKILL:
             events = json.loads((command.output / "timeline.json").read_text())
             assert {"pod", "started", "ready"} <= {event["kind"] for event in events}
+            result = json.loads((command.output / "rehearsal.json").read_text())
+            assert result["error"] == "interrupted"
     assert traces(str(tmp_path))["processes"] == []
     # The fixture looks for the rest.
+
+
+def test_interrupt_in_the_first_moment_is_not_lost(rehearse, tmp_path):
+    with rehearse(plain(tmp_path, "127.0.0.1", "1")) as command:
+        deadline = time.monotonic() + 60
+        while not any("rehearsal.inside" in line for line in children(command.process.pid)):
+            assert time.monotonic() < deadline, command.text()
+            time.sleep(0.01)
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(60) == 130
+    # It has ended by itself: one that is killed writes none.
+    assert (command.output / "timeline.json").exists()
+    result = json.loads((command.output / "rehearsal.json").read_text())
+    assert (result["status"], result["error"]) == ("failed", "interrupted")
 
 
 def test_nothing_stays_after_the_timeout_and_it_says_so(rehearse, tmp_path):
     with rehearse(plain(tmp_path, "127.0.0.1", "1"), "--timeout-s=3") as command:
         assert command.process.wait(60) == 1
-        assert "error: not done after rehearse.timeout_s=3" in command.text()
+        assert "error: not done after --timeout-s=3" in command.text()
 
 
 def test_pod_sees_its_own_files_and_processes_and_no_network_but_the_pods(rehearse, tmp_path):
@@ -97,7 +121,8 @@ def test_pod_sees_its_own_files_and_processes_and_no_network_but_the_pods(rehear
     assert f"hostname {log.stem}" in text
     assert "pids [1]" in text
     assert "tmp ['mine']" in text
-    assert not Path("/rehearsal-test-file").exists()
+    for path in ("/rehearsal-test-file", "/tmp/rehearsal-test-file"):
+        assert not Path(path).exists()
 
 
 def addresses() -> list[str]:
@@ -105,13 +130,48 @@ def addresses() -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_without_root_it_is_refused_in_one_sentence(tmp_path):
-    spec = document("RayCluster", cluster())
-    command = [sys.executable, "-m", "rehearsal", write(tmp_path / "m.yaml", spec)]
-    if os.geteuid() == 0:
-        command = ["setpriv", "--reuid=65534", "--clear-groups", *command]
-    tmp_path.chmod(0o755)
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+SEPARATE_TMP = """
+set -e
+mount --bind /tmp /mnt
+mount -t tmpfs tmpfs /tmp
+for name in {kept}; do mkdir /tmp/$name; mount --rbind /mnt/$name /tmp/$name; done
+"$@"
+echo "left: $(find /tmp -xdev -mindepth 1 -maxdepth 1 | tr '\\n' ' ')"
+"""
+
+
+def test_pod_writes_nothing_to_another_file_system(namespaces, tmp_path):
+    """As where /tmp is one: here in mount namespaces of the test's own."""
+    needed = [path.parts for path in (tmp_path, Path(sys.prefix), Path(__file__))]
+    kept = sorted({parts[2] for parts in needed if parts[1] == "tmp"})
+    command = [
+        sys.executable,
+        "-m",
+        "rehearsal",
+        plain(tmp_path, "127.0.0.1", "1", workerGroupSpecs=[]),
+    ]
+    command += [f"--output={tmp_path / 'out'}"]
+    script = SEPARATE_TMP.format(kept=" ".join(kept))
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ready" in done.stdout  # Which it is once its files are written.
+    assert done.stdout.splitlines()[-1].split() == ["left:", *(f"/tmp/{name}" for name in kept)]
+
+
+def test_without_root_it_is_refused_in_one_sentence():
+    # Below /tmp, and not pytest's own directory, which is closed to other users.
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        manifest = write(Path(directory, "m.yaml"), document("RayCluster", cluster()))
+        command = [sys.executable, "-m", "rehearsal", manifest]
+        if os.geteuid() == 0:
+            command = ["setpriv", "--reuid=65534", "--clear-groups", *command]
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "needs Linux and root" in done.stderr or "Permission denied" in done.stderr
+    assert "needs Linux and root" in done.stderr

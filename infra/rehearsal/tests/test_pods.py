@@ -15,7 +15,7 @@ def make(kind: str, owner: str = "RayCluster", token: str | None = "t", **change
     set_defaults(spec)
     plan = Plan(owner, "mine", "ray", {}, spec)
     group = spec["headGroupSpec"] if kind == "head" else spec["workerGroupSpecs"][0]
-    return build(plan, "mine-abcde", kind, group, token, {})
+    return build(plan, "mine-abcde", kind, group, token, {}, "10.77.1.1")
 
 
 def test_head_gets_the_operators_flags():
@@ -87,24 +87,45 @@ def test_secret_that_nobody_gives_is_named():
     set_defaults(spec)
     plan = Plan("RayCluster", "mine", "ray", {}, spec)
     with pytest.raises(UserError, match="Secret keys/k: not in the manifest"):
-        build(plan, "mine", "head", spec["headGroupSpec"], None, {})
-    pod = build(plan, "mine", "head", spec["headGroupSpec"], None, {"keys/k": "v"})
+        build(plan, "mine", "head", spec["headGroupSpec"], None, {}, "")
+    pod = build(plan, "mine", "head", spec["headGroupSpec"], None, {"keys/k": "v"}, "")
     assert pod.env["KEY"] == "v"
     secret = {"data": {"k": "dw=="}}
     plan = Plan("RayCluster", "mine", "ray", {}, spec, objects={("Secret", "keys"): secret})
-    assert build(plan, "mine", "head", spec["headGroupSpec"], None, {}).env["KEY"] == "w"
+    assert build(plan, "mine", "head", spec["headGroupSpec"], None, {}, "").env["KEY"] == "w"
 
 
 def test_operators_probe_of_a_serving_worker_asks_its_proxy():
     agent = (52365, "/api/local_raylet_healthz")
-    ready = probe(None, "RayService", "worker", ready=True)
+    ready = probe({}, "RayService", "worker", ready=True)
     assert (ready.urls, ready.failures) == ((agent, (8000, "/-/healthz")), 1)
-    assert probe(None, "RayJob", "worker", ready=True).urls == (agent,)
-    assert probe(None, "RayJob", "head", ready=False).urls[1] == (8265, "/api/gcs_healthz")
+    assert probe({}, "RayJob", "worker", ready=True).urls == (agent,)
+    assert probe({}, "RayJob", "head", ready=False).urls[1] == (8265, "/api/gcs_healthz")
 
 
 def test_probe_of_the_manifest_is_taken():
     given = {"httpGet": {"port": 8000, "path": "/x"}, "periodSeconds": 3, "failureThreshold": 1}
-    found = probe(given, "RayJob", "worker", ready=True)
+    found = probe({"readinessProbe": given}, "RayJob", "worker", ready=True)
     assert (found.urls, found.period_s, found.failures) == (((8000, "/x"),), 3, 1)
     assert found.delay_s == 0
+
+
+def test_port_of_a_probe_may_be_a_name():
+    container = {"livenessProbe": {"httpGet": {"port": "serve"}}}
+    container["ports"] = [{"containerPort": 1}, {"name": "serve", "containerPort": 8000}]
+    assert probe(container, "RayJob", "worker", ready=False).urls == ((8000, "/"),)
+    with pytest.raises(UserError, match="livenessProbe: not of the type .* 'serve'"):
+        probe(container | {"ports": []}, "RayJob", "worker", ready=False)
+
+
+@pytest.mark.parametrize("kind", ["tcpSocket", "grpc"])
+def test_other_probe_is_refused_by_name(kind):
+    container = {"readinessProbe": {kind: {"port": 1}}}
+    with pytest.raises(UserError, match=f"readinessProbe: found {kind}: must be httpGet or exec"):
+        probe(container, "RayJob", "worker", ready=True)
+
+
+def test_resource_of_a_group_that_is_no_number_is_named():
+    group = copy.deepcopy(GROUP) | {"resources": {"special": "many"}}
+    with pytest.raises(UserError, match="resources.special: not of the type .* 'many'"):
+        start_command(group, "worker", "h:6379", autoscaled=True)

@@ -1,4 +1,3 @@
-from rehearsal.sandbox import other_mounts
 from rehearsal.timeline import Event, Timeline, draw, metrics, phases, steps_redone
 
 
@@ -68,7 +67,29 @@ def test_timeline_is_saved_as_numbers_and_picture(tmp_path):
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_mounts_of_the_machine_are_seen_once():
-    points = ["/", "/proc", "/dev/shm", "/srv", "/srv/x", "/run/netns", "/data"]
-    info = "\n".join(f"1 2 0:1 / {point} rw - x x rw" for point in points)
-    assert other_mounts(info) == ["/data", "/srv"]
+def test_workers_that_were_there_before_the_job_are_no_scaling_up():
+    early = [worker(5, "pod", "a"), worker(6, "ready", "a"), Event(10, "job", "j", "submitted")]
+    assert metrics(early)["time_to_scale_up_s"] is None
+    more = [*early, worker(12, "pod", "b"), worker(17, "ready", "b")]
+    assert metrics(more)["time_to_scale_up_s"] == 7
+
+
+def test_worker_that_is_not_ready_any_more_does_not_count():
+    story = [worker(1, "ready", "a"), worker(2, "unready", "a"), worker(3, "ready", "b")]
+    assert metrics(story)["scaled_up_to"] == 1
+
+
+def test_workers_of_an_updated_services_clusters_are_not_added_up():
+    story = [worker(1, "ready", "a"), worker(2, "ready", "b")]
+    second = [Event(e.time_s, e.kind, e.subject, data=e.data | {"cluster": "2"}) for e in story]
+    assert metrics([*story, *second])["scaled_up_to"] == 2
+
+
+def test_every_tenth_step_is_printed(caplog):
+    caplog.set_level("INFO")
+    timeline = Timeline()
+    for number in range(25):
+        timeline.add("step", "step", f"step {number}", step=number, event="step")
+    timeline.add("step", "start", "start 7", step=7, event="start")
+    printed = [record.getMessage().rpartition("  ")[2] for record in caplog.records]
+    assert printed == ["step 0", "step 10", "step 20", "start 7"]

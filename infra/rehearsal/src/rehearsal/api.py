@@ -4,6 +4,7 @@ Source: ray/autoscaler/_private/kuberay/node_provider.py (Ray 2.60.0)
 """
 
 import contextlib
+import itertools
 import json
 import ssl
 import threading
@@ -36,6 +37,12 @@ class Store:
         self.on_patch: Callable[[str, Any], None] = lambda _name, _patch: None
         """Called with the cluster's name and the patch, before it is applied."""
         self._version = 0
+        self._numbers = itertools.count()
+
+    def next_number(self) -> int:
+        """Of the next pod, in all clusters."""
+        with self.lock:
+            return next(self._numbers)
 
     def next_version(self) -> str:
         """A resource version larger than all before."""
@@ -104,52 +111,55 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """A RayCluster, a pod, or pods by label."""
+        with self.store.lock:
+            content = self._found()
+        self._answer(content)
+
+    def _found(self) -> Document | None:
         url = urlsplit(self.path)
         match url.path.strip("/").split("/"):
             case ["apis", "ray.io", "v1", "namespaces", _, "rayclusters", name]:
-                with self.store.lock:
-                    self._answer(self.store.clusters.get(name))
+                return self.store.clusters.get(name)
             case ["api", "v1", "namespaces", _, "pods"]:
                 selector = parse_qs(url.query).get("labelSelector", [""])[0]
                 key, _, value = selector.partition("=")
-                with self.store.lock:
-                    pods = self.store.list_pods()
-                    if key:
-                        pods = [p for p in pods if p["metadata"]["labels"].get(key) == value]
-                    version = {"resourceVersion": self.store.next_version()}
-                    self._answer({"kind": "PodList", "metadata": version, "items": pods})
+                pods = self.store.list_pods()
+                if key:
+                    pods = [p for p in pods if p["metadata"]["labels"].get(key) == value]
+                version = {"resourceVersion": self.store.next_version()}
+                return {"kind": "PodList", "metadata": version, "items": pods}
             case ["api", "v1", "namespaces", _, "pods", name]:
-                with self.store.lock:
-                    pods = self.store.list_pods()
-                    self._answer(next((p for p in pods if p["metadata"]["name"] == name), None))
-            case _:
-                self._answer(None)
+                pods = self.store.list_pods()
+                return next((p for p in pods if p["metadata"]["name"] == name), None)
+        return None
 
     def do_PATCH(self) -> None:
         """Changes a RayCluster."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         match self.path.strip("/").split("/"):
             case ["apis", "ray.io", "v1", "namespaces", _, "rayclusters", name]:
-                with self.store.lock:
-                    cluster = self.store.clusters.get(name)
-                    if cluster is None:
-                        self._answer(None)
-                        return
-                    self.store.on_patch(name, body)
-                    changed = json.loads(json.dumps(cluster))
-                    try:
-                        if isinstance(body, list):
-                            apply_json_patch(changed, body)
-                        else:
-                            apply_merge_patch(changed, body)
-                    except PatchError as error:
-                        self._answer({"message": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
-                        return
-                    changed["metadata"]["resourceVersion"] = self.store.next_version()
-                    self.store.clusters[name] = changed
-                    self._answer(changed)
+                try:
+                    with self.store.lock:
+                        content = self._patched(name, body)
+                    self._answer(content)
+                except PatchError as error:
+                    self._answer({"message": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
             case _:
                 self._answer(None)
+
+    def _patched(self, name: str, body: Any) -> Document | None:
+        cluster = self.store.clusters.get(name)
+        if cluster is None:
+            return None
+        self.store.on_patch(name, body)
+        changed: Document = json.loads(json.dumps(cluster))
+        if isinstance(body, list):
+            apply_json_patch(changed, body)
+        else:
+            apply_merge_patch(changed, body)
+        changed["metadata"]["resourceVersion"] = self.store.next_version()
+        self.store.clusters[name] = changed
+        return changed
 
     def _answer(self, content: Document | None, status: HTTPStatus = HTTPStatus.OK) -> None:
         if content is None:

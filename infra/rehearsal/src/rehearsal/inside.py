@@ -13,81 +13,87 @@ from typing import Any
 
 from ray_shared.errors import JobError, UserError
 
-from rehearsal import faults, job, namespaces, service, timeline
+from rehearsal import job, namespaces, service, timeline
 from rehearsal.api import Server, Store
+from rehearsal.context import Context, StoppedError
+from rehearsal.faults import Injection
 from rehearsal.manifest import Plan, free_memory, plan
 from rehearsal.operator import TICK_S, Operator
 from rehearsal.options import Options
-from rehearsal.stage import Stage
 from rehearsal.watch import Watch
 
 logger = logging.getLogger(__name__)
 OPTIONS = "REHEARSAL_OPTIONS"
 """The variable with the options as JSON: others can read arguments, and there are secrets."""
 RESULT, TIMELINE, PICTURE = "rehearsal.json", "timeline.json", "timeline.png"
+TRACEBACK = "error.log"
+WORKERS_TIMEOUT_S = 300.0
+"""For the first workers of a RayCluster to become ready."""
+JOIN_S = 5.0
+"""For the threads to return at the end."""
 
 
-def rehearse(options: Options, stage: Stage, store: Store, server: Server) -> None:
-    """Plays the whole piece.
+def rehearse(options: Options, context: Context, store: Store, server: Server) -> None:
+    """Runs the job, service or cluster to its end, with its faults.
 
     Raises:
-        JobError: If the job or service fails, or it takes too long.
+        JobError: If it fails, takes too long, or ends before a fault.
     """
     errors: list[BaseException] = []
-
-    def act() -> None:
-        try:
-            {"RayJob": job.run, "RayService": service.run}.get(stage.plan.kind, hold)(stage)
-        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-            errors.append(error)
+    # Of whatever thread: none may end unnoticed.
+    threading.excepthook = lambda args: errors.append(args.exc_value or RuntimeError(args.exc_type))
 
     def new_operator(each: Plan) -> Operator:
-        operator = Operator(each, options, store, server, stage.timeline)
-        stage.operators.append(operator)
+        operator = Operator(each, options, store, server, context.timeline)
+        context.operators.append(operator)
         return operator
 
-    stage.new_operator = new_operator
-    new_operator(stage.plan)
-    watch = Watch(stage)
+    context.new_operator = new_operator
+    new_operator(context.plan)
+    watch = Watch(context)
 
     def on_patch(cluster: str, patch: Any) -> None:
         watch.look()  # Why the autoscaler wants it stands in its log.
-        stage.timeline.patched(cluster, patch)
+        context.timeline.patched(cluster, patch)
 
     store.on_patch = on_patch
-    watcher = threading.Thread(target=watch.run, daemon=True)
-    watcher.start()
-    for fault in options.parsed_faults():
-        threading.Thread(target=faults.inject, args=(stage, watch, fault), daemon=True).start()
-    actor = threading.Thread(target=act, name="actor", daemon=True)
-    actor.start()
+    injections = [Injection(context, watch, fault) for fault in options.parsed_faults()]
+    context.faults_done = lambda: all(each.replaced() for each in injections)
+    run = {"RayJob": job.run, "RayService": service.run}.get(context.plan.kind, hold)
+    workload = threading.Thread(target=run, args=(context,), name="workload", daemon=True)
+    others = [threading.Thread(target=watch.run, name="watch", daemon=True)]
+    others += [threading.Thread(target=each.run, daemon=True) for each in injections]
+    for thread in (workload, *others):
+        thread.start()
     deadline = time.monotonic() + options.timeout_s
     try:
-        while actor.is_alive() and not stage.stopped.is_set():
-            for operator in list(stage.operators):
+        while workload.is_alive() and not errors and not context.stopped.is_set():
+            for operator in list(context.operators):
                 operator.tick()
             if time.monotonic() > deadline:
                 raise JobError(f"not done after rehearse.timeout_s={options.timeout_s:g}")
             time.sleep(TICK_S)
-        if errors:
-            raise errors[0]
-        if stage.stopped.is_set():
-            raise JobError("interrupted")
+        if context.stopped.is_set():
+            raise StoppedError
     finally:
-        stage.stopped.set()
-        actor.join(5)
-        watcher.join(5)
+        context.finished.set()
+        context.stopped.set()
+        for thread in (workload, *others):
+            thread.join(JOIN_S)
+    if errors:
+        raise errors[0]
+    for each in injections:
+        each.check()
 
 
-def hold(stage: Stage) -> None:
-    """A RayCluster alone: waits until its head and least workers are ready."""
-    operator = stage.operators[0]
-    stage.ready_head(operator)
-    groups = stage.plan.cluster["workerGroupSpecs"]
-    least = sum(group["replicas"] * group["numOfHosts"] for group in groups)
-    stage.running.set()
-    if not stage.wait_for(lambda: sum(w.ready for w in operator.workers()) >= least, 300):
-        raise JobError(f"not all of {least} workers became ready")
+def hold(context: Context) -> None:
+    """A RayCluster alone: until its head and least workers are ready, and its faults are over."""
+    operator = context.operators[0]
+    context.ready_head(operator)
+    context.running.set()
+    if not context.wait_for(operator.complete, WORKERS_TIMEOUT_S):
+        raise JobError(f"not all workers are ready after {WORKERS_TIMEOUT_S:g} s")
+    context.wait_for(context.faults_done, context.options.timeout_s)
 
 
 def main() -> int:
@@ -97,13 +103,13 @@ def main() -> int:
     output = Path(options.output)
     line = timeline.Timeline()
     result: dict[str, Any] = {"status": "failed", "error": None}
-    stage: Stage | None = None
+    context: Context | None = None
     stopping = threading.Event()
 
     def stop(*_: object) -> None:
         stopping.set()
-        if stage is not None:
-            stage.stopped.set()
+        if context is not None:
+            context.stopped.set()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -113,17 +119,17 @@ def main() -> int:
         found = plan(options, options.manifest, free_memory())
         for change in found.changes:
             logger.info("not as in the manifest: %s", change)
-        stage = Stage(found, options, line)
-        stage.logs.mkdir(parents=True, exist_ok=True)
+        context = Context(found, options, line)
+        context.logs.mkdir(parents=True, exist_ok=True)
         store = Store()
         directory = namespaces.WORK / "api"
         directory.mkdir()
         server = Server(store, namespaces.GATEWAY, directory)
-        store.list_pods = lambda: [p.document() for o in stage.operators for p in o.pods]
+        store.list_pods = lambda: [p.document() for o in context.operators for p in o.all_pods()]
         server.serve_in_background()
         if stopping.is_set():
-            raise JobError("interrupted")
-        rehearse(options, stage, store, server)
+            raise StoppedError
+        rehearse(options, context, store, server)
         result["status"], code = "ok", 0
     except UserError as error:
         result |= {"error": str(error), "mistake": True}
@@ -131,14 +137,14 @@ def main() -> int:
     except JobError as error:
         result["error"] = str(error)
     except Exception as error:  # noqa: BLE001 - the outer process tells of it
-        result["error"] = f"{type(error).__name__}: {error}"
-        (output / "error.log").write_text(traceback.format_exc())
-    result["metrics"] = timeline.metrics(line.events) | (stage.metrics if stage else {})
-    result["changes"] = stage.plan.changes if stage else []
+        (output / TRACEBACK).write_text(traceback.format_exc())
+        result["error"] = f"{type(error).__name__}: {error}; see {output / TRACEBACK}"
+    result["metrics"] = timeline.metrics(line.events) | (context.metrics if context else {})
+    result["changes"] = context.plan.changes if context else []
     line.write(output / TIMELINE)
     (output / RESULT).write_text(json.dumps(result, indent=2) + "\n")
-    if line.events and stage is not None and not stopping.is_set():
-        title = f"{stage.plan.kind}/{stage.plan.name}: {result['status']}"
+    if line.events and context is not None and not stopping.is_set():
+        title = f"{context.plan.kind}/{context.plan.name}: {result['status']}"
         timeline.draw(line.events, output / PICTURE, title)
     # Whatever still runs inside ends with this process.
     return code

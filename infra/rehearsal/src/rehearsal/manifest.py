@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -12,18 +11,14 @@ import yaml
 from ray_shared.errors import UserError
 
 from rehearsal.options import Options
+from rehearsal.quantities import naming, quantity, whole
+from rehearsal.references import not_honoured
 
 Document = dict[str, Any]
 KINDS = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 """Kinds that can be rehearsed, and where their spec holds the cluster's."""
-QUANTITY = re.compile(r"([0-9.]+(?:[eE][+-]?\d+)?)([a-zA-Z]*)")
-UNITS = {"": Decimal(1), "m": Decimal("0.001"), "k": Decimal(10**3)} | {
-    f"{unit}{i}": Decimal(1024 if i else 1000) ** power
-    for power, unit in enumerate("KMGTP", 1)
-    for i in ("", "i")
-}
 MEMORY_PARAMS = ("memory", "object-store-memory")
-ROOM = 0.5
+MEMORY_SHARE = 0.5
 """The share of the free memory that the pods may have between them."""
 MIN_MEMORY = 512 * 2**20
 """Ray's own processes in a pod take about as much."""
@@ -58,23 +53,6 @@ class Plan:
         return bool(self.cluster.get("enableInTreeAutoscaling"))
 
 
-def quantity(text: object) -> Decimal:
-    """The number that a Kubernetes quantity means: `500m` is 0.5, `1Gi` is 2**30.
-
-    Raises:
-        UserError: If it is none.
-    """
-    found = QUANTITY.fullmatch(str(text))
-    if found is None or found[2] not in UNITS:
-        raise UserError(f"quantity {text}: must be as in 500m, 2 or 8Gi")
-    return Decimal(found[1]) * UNITS[found[2]]
-
-
-def whole(text: object) -> int:
-    """The same, rounded up, as the operator does."""
-    return math.ceil(quantity(text))
-
-
 def free_memory() -> int:
     """Bytes that this machine could give to new processes."""
     info = Path("/proc/meminfo")
@@ -84,8 +62,8 @@ def free_memory() -> int:
     return 2**33
 
 
-def load(path: Path) -> list[Document]:
-    """The documents of a file.
+def load(path: Path, key: str) -> list[Document]:
+    """The documents of a file, without values that are null, which mean nothing to Kubernetes.
 
     Raises:
         UserError: If it is no YAML.
@@ -93,58 +71,67 @@ def load(path: Path) -> list[Document]:
     try:
         found = list(yaml.safe_load_all(path.read_text()))
     except OSError as error:
-        raise UserError(f"manifest={path}: {error.strerror}: must be a readable file") from None
+        raise UserError(f"{key}={path}: {error.strerror}: must be a readable file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"manifest={path}: {' '.join(str(error).split())}") from None
-    return [document for document in found if isinstance(document, dict)]
+        raise UserError(f"{key}={path}: {' '.join(str(error).split())}") from None
+    return [_without_nulls(document) for document in found if isinstance(document, dict)]
 
 
-def plan(options: Options, path: str, free_memory: int) -> Plan:
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value if each is not None]
+    return value
+
+
+def plan(options: Options, path: str, free_memory: int, key: str = "manifest") -> Plan:
     """Reads a manifest and makes it small.
 
     Args:
         options: With what to change.
         path: Of the manifest.
         free_memory: Bytes that this machine has free.
+        key: The option that names the path.
 
     Raises:
         UserError: If there is nothing to rehearse in it.
     """
-    documents = load(Path(path))
+    documents = load(Path(path), key)
     found = [document for document in documents if document.get("kind") in KINDS]
     if len(found) != 1:
         shown = ", ".join(str(d.get("kind")) for d in documents) or "nothing"
-        raise UserError(f"manifest={path}: holds {shown}: must hold one of {', '.join(KINDS)}")
+        raise UserError(f"{key}={path}: holds {shown}: must hold one of {', '.join(KINDS)}")
     document = found[0]
+    kind, metadata = document["kind"], document.get("metadata") or {}
     spec, where = document.get("spec") or {}, KINDS[document["kind"]]
     cluster = spec if where is None else spec.get(where)
-    name = (document.get("metadata") or {}).get("name")
-    if not isinstance(cluster, dict) or not name:
-        raise UserError(f"manifest={path}: {document['kind']} without a cluster or a name")
+    if not isinstance(cluster, dict) or not metadata.get("name"):
+        raise UserError(f"{key}={path}: {kind} without a cluster or a name")
     changes: list[str] = []
     cluster = copy.deepcopy(cluster)
-    try:
+    with naming(f"{key}={path}"):
         set_defaults(cluster)
         if cluster.pop("gcsFaultToleranceOptions", None):
             changes.append("gcsFaultToleranceOptions: left out, for want of a Redis")
         limit_workers(cluster, options, changes)
         factor = scale_memory(cluster, options.memory_factor, free_memory, changes)
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"manifest={path}: no complete cluster ({error!r} is missing)") from None
-    return Plan(
-        kind=document["kind"],
-        name=name,
-        namespace=document["metadata"].get("namespace", "default"),
-        spec=spec,
-        cluster=cluster,
-        annotations=document["metadata"].get("annotations") or {},
-        memory_factor=factor,
-        changes=changes,
-        objects={
+        objects = {
             (d["kind"], d["metadata"]["name"]): d
             for d in documents
             if d.get("kind") in ("ConfigMap", "Secret")
-        },
+        }
+        changes += not_honoured(cluster)
+    return Plan(
+        kind=kind,
+        name=metadata["name"],
+        namespace=metadata.get("namespace", "default"),
+        spec=spec,
+        cluster=cluster,
+        annotations=metadata.get("annotations") or {},
+        memory_factor=factor,
+        changes=changes,
+        objects=objects,
     )
 
 
@@ -185,9 +172,10 @@ def limit_workers(cluster: Document, options: Options, changes: list[str]) -> No
 
 def memory_of(group: Document) -> int:
     """Bytes that a pod of the group may take, or 1 GiB if it has no limit."""
-    resources = group["template"]["spec"]["containers"][0].get("resources") or {}
-    limit = (resources.get("limits") or resources.get("requests") or {}).get("memory", "1Gi")
-    return whole(limit)
+    with naming(f"{group.get('groupName', 'head')}: resources.memory"):
+        resources = group["template"]["spec"]["containers"][0].get("resources") or {}
+        limit = (resources.get("limits") or resources.get("requests") or {}).get("memory", "1Gi")
+        return whole(limit)
 
 
 def scale_memory(
@@ -203,7 +191,7 @@ def scale_memory(
     if factor is None:
         workers = sum(memory_of(g) * g["maxReplicas"] * g["numOfHosts"] for g in groups)
         wanted = memory_of(head) + workers
-        factor = min(1.0, max(0.01, math.floor(100 * ROOM * free_memory / wanted) / 100))
+        factor = min(1.0, max(0.01, math.floor(100 * MEMORY_SHARE * free_memory / wanted) / 100))
     if factor == 1:
         return factor
     for group in (head, *groups):
@@ -214,8 +202,9 @@ def scale_memory(
                 place["memory"] = _scaled(place["memory"], factor)
         params = group["rayStartParams"]
         params |= {key: _scaled(params[key], factor) for key in MEMORY_PARAMS if key in params}
-        name = group.get("groupName", "head")
-        changes.append(f"{name}.memory: {before} -> {memory_of(group)} (factor {factor:g})")
+        name, after = group.get("groupName", "head"), memory_of(group)
+        why = "no pod gets less" if after == MIN_MEMORY else f"factor {factor:g}"
+        changes.append(f"{name}.memory: {before} -> {after} ({why})")
     return factor
 
 

@@ -68,7 +68,7 @@ def contain(
     Args:
         command: What becomes their first process.
         env: Its environment.
-        interrupted: Asked all the time; once true, the command gets SIGTERM.
+        interrupted: Asked all the time; once true, the command gets SIGTERM until it ends.
         grace_s: How long it may then take to end.
     """
     # A session of its own: Ctrl-C comes here only.
@@ -76,8 +76,10 @@ def contain(
     deadline = None
     try:
         while outer.poll() is None:
-            if interrupted() and deadline is None:
-                deadline = time.monotonic() + grace_s
+            if interrupted():
+                deadline = deadline or time.monotonic() + grace_s
+                # Again and again: the first process of a namespace gets no signal that it has no
+                # handler for, and at its start it has none yet.
                 with contextlib.suppress(ProcessLookupError, IndexError):
                     os.kill(first_child(outer.pid), signal.SIGTERM)
             if deadline is not None and time.monotonic() > deadline:

@@ -3,10 +3,11 @@
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from ray_shared.errors import UserError, check
 
-FAULTS = ("kill", "drain", "partition")
+FAULTS = ("kill", "reclaim", "partition")
 FAULT = re.compile(r"(?P<target>head|worker)@(?:(?P<seconds>\d+(?:\.\d+)?)s|step(?P<step>\d+))")
 
 
@@ -15,12 +16,12 @@ class Fault:
     """Something that goes wrong, once."""
 
     kind: str
-    """`kill`: SIGKILL, as when a node dies; `drain`: a spot node is taken back: SIGTERM, and
+    """`kill`: SIGKILL, as when a node dies; `reclaim`: a spot node is taken back: SIGTERM, and
     SIGKILL after the cloud's notice; `partition`: the pod's link goes down, for good."""
     target: str
     """`head` or `worker`."""
     seconds: float | None = None
-    """After the job or service has begun to run."""
+    """After the job or service runs and such a pod is ready."""
     step: int | None = None
     """Once the job has reported this step."""
 
@@ -50,7 +51,7 @@ class Options:
     manifest: str
     """A YAML file with a RayCluster, RayJob or RayService, and whatever else."""
     output: str
-    """Directory for the timeline, the logs and the pods' volumes. It stays."""
+    """Directory for the timeline, the logs and the pods' volumes, new or empty. It stays."""
     memory_factor: float | None = None
     """By which every memory quantity is multiplied; None: what this machine has room for. CPUs and
     GPUs are Ray's logical ones and stay, or placement would change."""
@@ -63,7 +64,7 @@ class Options:
     grace_s: float | None = None
     """Between SIGTERM and SIGKILL; None: as the manifest says."""
     notice_s: float = 30.0
-    """drain: what a cloud gives a spot node."""
+    """reclaim: what a cloud gives a spot node."""
     timeout_s: float = 1800.0
     """For the whole rehearsal."""
     faults: list[str] = field(default_factory=list)
@@ -83,16 +84,18 @@ class Options:
     env: dict[str, str] = field(default_factory=dict)
     """More environment variables of every pod."""
     secrets: dict[str, str] = field(default_factory=dict)
-    """`name/key` to the value of a secret that the manifest refers to."""
+    """`name/key` to the value of a secret or ConfigMap that the manifest refers to, or to `@` and
+    the path of a file with it."""
     steps: str = "**/metrics.jsonl"
-    """Where the job reports, below a volume: lines of JSON with `event` and `step`."""
+    """Where the job reports: files below the volumes (`*` matches `/`, too) with lines of JSON that
+    hold `event` and `step`."""
 
     def __post_init__(self) -> None:
         factor = self.memory_factor
         check(factor is None or 0 < factor <= 1, "rehearse.memory_factor", factor, "in (0, 1]")
-        for name in ("min_workers", "max_workers"):
+        for name, least in (("min_workers", 0), ("max_workers", 1)):
             value = getattr(self, name)
-            check(value is None or value >= 0, f"rehearse.{name}", value, ">= 0")
+            check(value is None or value >= least, f"rehearse.{name}", value, f">= {least}")
         if self.min_workers is not None and self.max_workers is not None:
             ok = self.min_workers <= self.max_workers
             allowed = f"<= rehearse.max_workers={self.max_workers}"
@@ -102,6 +105,10 @@ class Options:
             check(value is None or value >= 0, f"rehearse.{name}", value, ">= 0 seconds")
         check(self.timeout_s > 0, "rehearse.timeout_s", self.timeout_s, "> 0")
         check(self.notice_s >= 0, "rehearse.notice_s", self.notice_s, ">= 0 seconds")
+        ok = self.load is None or self.load.startswith("/")
+        check(ok, "rehearse.load", self.load, "a path that begins with /")
+        ok = not self.steps.startswith("/")
+        check(ok, "rehearse.steps", self.steps, "a pattern below the volumes, not an absolute path")
         self.parsed_faults()
 
     def parsed_faults(self) -> list[Fault]:
@@ -117,6 +124,37 @@ class Options:
                 kinds = ", ".join(FAULTS)
                 raise UserError(f"fault {text}: must be one of {kinds}, then =target@when")
             found.append(parse_fault(kind, rest))
+        return found
+
+    def check_for(self, kind: str) -> None:
+        """Refuses what does not fit the kind of the manifest.
+
+        Raises:
+            UserError: Names the option.
+        """
+        for name in ("load", "update"):
+            ok = getattr(self, name) is None or kind == "RayService"
+            check(ok, f"rehearse.{name}", getattr(self, name), "left out: only a RayService has it")
+        ok = self.update is None or self.load is not None
+        check(ok, "rehearse.load", self.load, "a path to request during rehearse.update")
+        for fault in self.parsed_faults():
+            if fault.step is not None and kind != "RayJob":
+                allowed = "must be in seconds, as in worker@20s"
+                raise UserError(f"rehearse.{fault}: a {kind} reports no steps: {allowed}")
+
+    def secret_values(self) -> dict[str, str]:
+        """`secrets`, with the content of files in place of their paths.
+
+        Raises:
+            UserError: If one cannot be read.
+        """
+        found = {}
+        for name, value in self.secrets.items():
+            path = value.removeprefix("@")
+            try:
+                found[name] = value if path == value else Path(path).read_text().removesuffix("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"secret {name}=@{path}: {error}: must be a text file") from None
         return found
 
     def to_json(self) -> str:

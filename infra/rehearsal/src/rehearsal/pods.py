@@ -3,7 +3,6 @@
 Source: ray-project/kuberay, ray-operator/controllers/ray/common/pod.go
 """
 
-import base64
 import json
 import secrets
 import string
@@ -12,7 +11,10 @@ from typing import Any
 
 from ray_shared.errors import UserError
 
-from rehearsal.manifest import Document, Plan, memory_of, whole
+from rehearsal import references
+from rehearsal.manifest import Document, Plan, memory_of
+from rehearsal.namespaces import GATEWAY
+from rehearsal.quantities import naming, whole
 
 HEAD_GROUP = "headgroup"
 GCS_PORT = 6379
@@ -55,12 +57,14 @@ class PodSpec:
     wait_for: str | None
     """Head to wait for, in an init container."""
     volumes: dict[str, str]
-    """Path in the pod to the name of the volume: `claim/NAME`, or one of this pod's own."""
+    """Path in the pod to the volume; see `references.volumes`."""
     shm_bytes: int
     grace_s: float
     ready: Probe
     alive: Probe
     pre_stop: tuple[str, ...] = ()
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Volume to the path and content of each file that it begins with."""
     container: Document = field(default_factory=dict)
     """As the API shows it."""
 
@@ -113,12 +117,13 @@ def _add_group_resources(params: dict[str, str], resources: dict[str, Any]) -> N
     others = {}
     for name, value in resources.items():
         low = name.lower()
-        if low in ("cpu", "memory"):
-            params["num-cpus" if low == "cpu" else "memory"] = str(whole(value))
-        elif low.endswith("gpu"):
-            params["num-gpus"] = str(whole(value))
-        else:
-            others[name] = float(value)
+        with naming(f"resources.{name}"):
+            if low in ("cpu", "memory"):
+                params["num-cpus" if low == "cpu" else "memory"] = str(whole(value))
+            elif low.endswith("gpu"):
+                params["num-gpus"] = str(whole(value))
+            else:
+                others[name] = float(value)
     if others:
         params["resources"] = f"'{json.dumps(others)}'"
 
@@ -139,7 +144,13 @@ def _add_container_resources(params: dict[str, str], container: Document) -> Non
 
 
 def build(
-    plan: Plan, cluster: str, kind: str, group: Document, token: str | None, secret: dict[str, str]
+    plan: Plan,
+    cluster: str,
+    kind: str,
+    group: Document,
+    token: str | None,
+    secret: dict[str, str],
+    ip: str,
 ) -> PodSpec:
     """The pod that the operator would make.
 
@@ -150,6 +161,7 @@ def build(
         group: Its group.
         token: Of the cluster; None: it asks for none.
         secret: `name/key` to value, of the secrets that it refers to.
+        ip: Its address.
 
     Raises:
         UserError: If it refers to what is not there.
@@ -174,7 +186,11 @@ def build(
         "ray.io/node-type": kind,
         "ray.io/group": group_name,
     }
-    env = _user_env(plan, container, labels, name, secret)
+    fields = {"metadata.name": name, "metadata.namespace": plan.namespace}
+    fields |= {"status.podIP": ip, "status.hostIP": GATEWAY}
+    fields |= {f"metadata.labels['{key}']": value for key, value in labels.items()}
+    known = references.Known(plan.objects, secret, fields)
+    env = references.environment(container, known)
     operators = {
         "RAY_CLUSTER_NAME": cluster,
         "RAY_CLOUD_INSTANCE_ID": name,
@@ -213,11 +229,12 @@ def build(
         env=defaults | env | operators,
         command=own,
         wait_for=f"{service}:{port}" if kind == "worker" else None,
-        volumes=volumes(spec, container),
+        volumes=references.volumes(spec, container),
+        files=references.files(spec, container, known),
         shm_bytes=memory_of(group),
         grace_s=float(spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)),
-        ready=probe(container.get("readinessProbe"), plan.kind, kind, ready=True),
-        alive=probe(container.get("livenessProbe"), plan.kind, kind, ready=False),
+        ready=probe(container, plan.kind, kind, ready=True),
+        alive=probe(container, plan.kind, kind, ready=False),
         pre_stop=tuple(stop.get("command", [])),
         container=container,
     )
@@ -227,8 +244,14 @@ def _version(plan: Plan) -> str:
     return str((plan.cluster.get("autoscalerOptions") or {}).get("version", "v1"))
 
 
-def probe(given: Document | None, owner: str, kind: str, ready: bool) -> Probe:
-    """The probe of a container, or the one that the operator injects where it has none."""
+def probe(container: Document, owner: str, kind: str, ready: bool) -> Probe:
+    """The probe of a container, or the one that the operator injects where it has none.
+
+    Raises:
+        UserError: If it is of a kind that is not rehearsed.
+    """
+    field = "readinessProbe" if ready else "livenessProbe"
+    given = container.get(field)
     if given is None:
         urls = [(AGENT_PORT, "/api/local_raylet_healthz")]
         if kind == "head":
@@ -238,60 +261,22 @@ def probe(given: Document | None, owner: str, kind: str, ready: bool) -> Probe:
             urls.append((SERVE_PORT, "/-/healthz"))
         delay, failures = (10.0, 1 if serves else 10) if ready else (30.0, 120)
         return Probe(tuple(urls), (), delay, 5.0, 2.0, failures)
-    http = given.get("httpGet")
-    return Probe(
-        urls=((int(http["port"]), http.get("path", "/")),) if http else (),
-        command=tuple((given.get("exec") or {}).get("command", [])),
-        delay_s=float(given.get("initialDelaySeconds", 0)),
-        period_s=float(given.get("periodSeconds", 10)),
-        timeout_s=float(given.get("timeoutSeconds", 1)),
-        failures=int(given.get("failureThreshold", 3)),
-    )
+    with naming(field):
+        http, command = given.get("httpGet"), (given.get("exec") or {}).get("command")
+        if not http and not command:
+            shown = ", ".join(given) or "nothing"
+            raise UserError(f"found {shown}: must be httpGet or exec for a rehearsal")
+        return Probe(
+            urls=((_port(http["port"], container), http.get("path", "/")),) if http else (),
+            command=tuple(command or ()),
+            delay_s=float(given.get("initialDelaySeconds", 0)),
+            period_s=float(given.get("periodSeconds", 10)),
+            timeout_s=float(given.get("timeoutSeconds", 1)),
+            failures=int(given.get("failureThreshold", 3)),
+        )
 
 
-def volumes(spec: Document, container: Document) -> dict[str, str]:
-    """Path in the pod to the volume's name; claims, which pods share, begin with `claim/`."""
-    found = {"/tmp/ray": "ray-logs"}
-    named = {volume["name"]: volume for volume in spec.get("volumes") or []}
-    for mount in container.get("volumeMounts") or []:
-        claim = named.get(mount["name"], {}).get("persistentVolumeClaim")
-        name = f"claim/{claim['claimName']}" if claim else mount["name"]
-        found[mount["mountPath"]] = name
-    found.pop("/dev/shm", None)
-    return found
-
-
-def _user_env(
-    plan: Plan, container: Document, labels: dict[str, str], name: str, secret: dict[str, str]
-) -> dict[str, str]:
-    fields = {"metadata.name": name, "metadata.namespace": plan.namespace}
-    fields |= {f"metadata.labels['{key}']": value for key, value in labels.items()}
-    env = {}
-    for entry in container.get("env") or []:
-        source = entry.get("valueFrom") or {}
-        if "fieldRef" in source:
-            env[entry["name"]] = fields.get(source["fieldRef"]["fieldPath"], "")
-        elif "secretKeyRef" in source or "configMapKeyRef" in source:
-            kind = "Secret" if "secretKeyRef" in source else "ConfigMap"
-            reference = source.get("secretKeyRef") or source["configMapKeyRef"]
-            value = _referred(plan, kind, reference["name"], reference["key"], secret)
-            if value is None and not reference.get("optional"):
-                key = f"{reference['name']}/{reference['key']}"
-                raise UserError(f"{kind} {key}: not in the manifest: must be given as a secret")
-            env |= {entry["name"]: value} if value is not None else {}
-        elif not source:
-            env[entry["name"]] = str(entry.get("value", ""))
-    return env
-
-
-def _referred(plan: Plan, kind: str, name: str, key: str, secret: dict[str, str]) -> str | None:
-    given = secret.get(f"{name}/{key}")
-    if given is not None:
-        return given
-    found = plan.objects.get((kind, name), {})
-    if key in (found.get("stringData") or {}):
-        return str(found["stringData"][key])
-    value = (found.get("data") or {}).get(key)
-    if value is None or kind == "ConfigMap":
-        return value
-    return base64.b64decode(value).decode()
+def _port(port: int | str, container: Document) -> int:
+    """The number of a port that may be given by its name."""
+    named = {each.get("name"): each["containerPort"] for each in container.get("ports") or []}
+    return int(named.get(port, port))

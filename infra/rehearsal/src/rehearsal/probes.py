@@ -1,24 +1,23 @@
 """The kubelet's probes of one pod."""
 
-import contextlib
 import http.client
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rehearsal.pods import Probe
 
 if TYPE_CHECKING:
-    from rehearsal.operator import Pod
+    from rehearsal.pod import Pod
 
 
 class Prober:
     """Asks a pod whether it is ready, and then whether it is still alive."""
 
-    def __init__(self, pod: "Pod", on_ready: Callable[[], None]):
-        self._pod = pod
-        self._on_ready = on_ready
+    def __init__(self, pod: "Pod", env: Mapping[str, str], on_change: Callable[[bool], None]):
+        """Calls `on_change` with whether it is ready; commands get the environment `env`."""
+        self._pod, self._env = pod, env
+        self._on_change = on_change
 
     def run(self) -> None:
         """Returns when the pod goes."""
@@ -37,13 +36,13 @@ class Prober:
             if time.monotonic() < due[name]:
                 continue
             probe = probes[name]
-            good = answers(pod, probe)
+            good = answers(pod, probe, self._env)
             due[name] = time.monotonic() + probe.period_s
             failed[name] = 0 if good else failed[name] + 1
             if name == "ready" and good:
-                self._on_ready()
+                self._on_change(True)
             elif failed[name] >= probe.failures and name == "ready":
-                pod.ready = False
+                self._on_change(False)
             elif failed[name] >= probe.failures:
                 pod.unhealthy = True
 
@@ -51,14 +50,11 @@ class Prober:
         return self._pod.leaving or self._pod.sandbox.poll() is not None
 
 
-def answers(pod: "Pod", probe: Probe) -> bool:
+def answers(pod: "Pod", probe: Probe, env: Mapping[str, str]) -> bool:
     """Whether a pod passes a probe once."""
     if probe.command:
-        command = pod.sandbox.execute(probe.command, pod.spec.env)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(command, capture_output=True, timeout=probe.timeout_s)
-            return done.returncode == 0
-        return False
+        done = pod.sandbox.run(probe.command, env, probe.timeout_s)
+        return done is not None and done[0] == 0
     return all(_answers(pod.sandbox.ip, *url, probe.timeout_s) for url in probe.urls)
 
 

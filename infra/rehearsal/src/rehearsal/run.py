@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ray_shared.errors import JobError, UserError, check
 
 from rehearsal import namespaces, pods
 from rehearsal.inside import OPTIONS, PICTURE, RESULT, TIMELINE
-from rehearsal.manifest import free_memory, plan
+from rehearsal.manifest import Plan, free_memory, plan
 from rehearsal.options import Options
+from rehearsal.quantities import naming
 
 logger = logging.getLogger(__name__)
 STOP_S = 15.0
@@ -41,9 +43,7 @@ def rehearse(options: Options) -> dict[str, Any]:
     """
     prepare(options)
     namespaces.check_possible()
-    output = Path(options.output).resolve()
-    output.mkdir(parents=True, exist_ok=True)
-    (output / RESULT).unlink(missing_ok=True)
+    output = make_output(Path(options.output).resolve())
     python = options.python or str(Path(sys.executable).parent)
     inner = replace(
         options,
@@ -52,6 +52,7 @@ def rehearse(options: Options) -> dict[str, Any]:
         output=str(output),
         python=str(Path(python).absolute()),
         sources=[str(Path(source).resolve()) for source in options.sources],
+        secrets=options.secret_values(),
     )
     command = [sys.executable, "-m", "rehearsal.inside"]
     env = os.environ | {OPTIONS: inner.to_json()}
@@ -75,17 +76,77 @@ def prepare(options: Options) -> None:
     Raises:
         UserError: For each of them.
     """
-    for path in filter(None, (options.manifest, options.update)):
-        found = plan(options, path, free_memory())
-        for group in found.cluster["workerGroupSpecs"]:
-            pods.build(found, found.name, "worker", group, None, options.secrets)
-        head = found.cluster["headGroupSpec"]
-        pods.build(found, found.name, "head", head, None, options.secrets)
+    secrets = options.secret_values()
+    found = [("manifest", plan(options, options.manifest, free_memory()))]
+    options.check_for(found[0][1].kind)
+    if options.update is not None:
+        found.append(("update", plan(options, options.update, free_memory(), "update")))
+    for key, each in found:
+        ok = each.kind == found[0][1].kind
+        check(ok, key, getattr(options, key), f"a file with a {found[0][1].kind}, as manifest is")
+        with naming(f"{key}={getattr(options, key)}"):
+            check_workload(each)
+            groups = [("head", each.cluster["headGroupSpec"])]
+            groups += [("worker", group) for group in each.cluster["workerGroupSpecs"]]
+            for kind, group in groups:
+                with naming(group.get("groupName", kind)):
+                    pods.build(each, each.name, kind, group, None, secrets, namespaces.GATEWAY)
     for source in options.sources:
-        check(Path(source).is_dir(), "rehearse.sources", source, "a directory")
+        check(Path(source).is_dir(), "source", source, "a directory")
     if options.python is not None:
         ok = (Path(options.python) / "ray").is_file()
         check(ok, "rehearse.python", options.python, "a directory with the programs python and ray")
+    for path in (options.manifest, options.update, options.python, *options.sources):
+        check_place(Path(path).resolve() if path else Path("/"))
+
+
+def check_workload(found: Plan) -> None:
+    """Refuses a job that runs nothing, or a service without applications.
+
+    Raises:
+        UserError: Names the field.
+    """
+    required = {"RayJob": ["entrypoint"], "RayService": ["serveConfigV2"]}.get(found.kind, [])
+    for field in required:
+        if not found.spec.get(field):
+            raise UserError(f"spec.{field}: not there: a {found.kind} needs one")
+    for field in ("runtimeEnvYAML", "serveConfigV2"):
+        try:
+            content = yaml.safe_load(found.spec.get(field, "{}"))
+        except yaml.YAMLError as error:
+            raise UserError(f"spec.{field}: {' '.join(str(error).split())}") from None
+        check(isinstance(content, dict), f"spec.{field}", content, "YAML with keys and values")
+        if field in required and not content.get("applications"):
+            raise UserError(f"spec.{field}: holds no applications: must hold one at least")
+
+
+def check_place(path: Path) -> None:
+    """Refuses a path that nobody sees inside the namespaces.
+
+    Raises:
+        UserError: Names it.
+    """
+    hidden = path.is_relative_to(namespaces.WORK)
+    if hidden:
+        where = f"outside {namespaces.WORK}, which a rehearsal replaces by one of its own"
+        raise UserError(f"{path}: must lie {where}")
+
+
+def make_output(path: Path) -> Path:
+    """Makes the output directory.
+
+    Raises:
+        UserError: If it cannot be made, or something is in it: a job would go on from the volumes
+            of an earlier rehearsal.
+    """
+    check_place(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        empty = not any(path.iterdir())
+    except OSError as error:
+        raise UserError(f"output={path}: {error.strerror}: must be a new directory") from None
+    check(empty, "output", path, "a new or an empty directory")
+    return path
 
 
 def raise_for(result: dict[str, Any]) -> None:
@@ -125,6 +186,3 @@ def interrupts() -> Iterator[Interrupts]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-__all__ = ["Options", "UserError", "prepare", "raise_for", "rehearse"]

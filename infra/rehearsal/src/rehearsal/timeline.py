@@ -10,8 +10,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-QUIET = ("step",)
-"""Kinds that come too often to be printed."""
+STEPS_SHOWN = 10
+"""Of so many steps of the job, one is printed."""
 COLORS = {"pending": "#c9c9c9", "starting": "#8fb8de", "ready": "#3a7d44", "leaving": "#e0a030"}
 LABEL_ROOM = 0.015
 """Of the width: for a label that stands upright."""
@@ -25,8 +25,8 @@ class Event:
     time_s: float
     """Since the rehearsal began."""
     kind: str
-    """`demand`, `patch`, `pod`, `started`, `ready`, `job`, `step`, `idle`, `fault`, `leaving`,
-    `removed`, `request` or `note`."""
+    """`demand`, `patch`, `pod`, `started`, `ready`, `unready`, `job`, `step`, `idle`, `fault`,
+    `leaving`, `removed`, `request` or `note`."""
     subject: str
     """The pod, group or job that it is about."""
     text: str = ""
@@ -50,7 +50,7 @@ class Timeline:
         event = Event(round(self.now(), 2), kind, subject, text, data)
         with self._lock:
             self._events.append(event)
-        if kind not in QUIET:
+        if data.get("event") != "step" or data["step"] % STEPS_SHOWN == 0:
             logger.info("%7.1f s  %-8s %s  %s", event.time_s, kind, subject, text)
         return event
 
@@ -71,15 +71,6 @@ class Timeline:
         with self._lock:
             return list(self._events)
 
-    def first(self, kind: str, **data: Any) -> Event | None:
-        """The first event of a kind with these data."""
-        return next(iter(self.all(kind, **data)), None)
-
-    def all(self, kind: str, **data: Any) -> list[Event]:
-        """All events of a kind with these data."""
-        wanted = data.items()
-        return [e for e in self.events if e.kind == kind and wanted <= e.data.items()]
-
     def write(self, path: Path) -> None:
         """Saves it as JSON."""
         path.write_text(json.dumps([asdict(event) for event in self.events], indent=1) + "\n")
@@ -89,32 +80,34 @@ def metrics(events: list[Event]) -> dict[str, Any]:
     """The numbers of a rehearsal.
 
     Returns:
-        `scaled_up_to`: the most workers that were ready at one time; `scaled_down_to`: those that
-        were left at the end; `time_to_scale_up_s`: from the job's submission until so many were
-        ready; `time_to_scale_down_s`: from the job's end until the last change of their number;
-        `steps_redone`: steps of the job that were done again after a loss. None where it did not
-        happen.
+        `scaled_up_to`: the most workers of one cluster that were ready at one time;
+        `scaled_down_to`: those that were left at the end; `time_to_scale_up_s`: from the first
+        submission until so many were ready; `time_to_scale_down_s`: from the job's end until the
+        last worker was gone; `steps_redone`: see there. None where it did not happen.
     """
-    ready: set[str] = set()
+    ready: dict[str, set[str]] = {}
+    left: set[str] = set()
     most, up_at, down_at = 0, None, None
     submitted = next((e.time_s for e in events if e.kind == "job" and e.text == "submitted"), None)
     ended = next((e.time_s for e in reversed(events) if e.data.get("ended")), None)
-    left: set[str] = set()
     for event in events:
         if event.data.get("role") != "worker":
             continue
+        here = ready.setdefault(event.data.get("cluster", ""), set())
         if event.kind == "pod":
             left.add(event.subject)
         elif event.kind == "ready":
-            ready.add(event.subject)
-            if len(ready) > most:
-                most, up_at = len(ready), event.time_s
-        elif event.kind in ("leaving", "removed"):
-            ready.discard(event.subject)
+            here.add(event.subject)
+            if len(here) > most:
+                most, up_at = len(here), event.time_s
+        elif event.kind in ("unready", "leaving", "removed"):
+            here.discard(event.subject)
             if event.kind == "removed":
                 left.discard(event.subject)
                 if ended is not None and event.time_s >= ended:
                     down_at = event.time_s
+    if submitted is not None and up_at is not None and up_at < submitted:
+        up_at = None  # They were there before.
     return {
         "scaled_up_to": most,
         "scaled_down_to": len(left),
@@ -129,7 +122,7 @@ def _between(start: float | None, end: float | None) -> float | None:
 
 
 def steps_redone(events: list[Event]) -> int | None:
-    """How many steps the job did again, as far as it has reported its steps.
+    """How many steps the job did again after a loss, by its own reports; None if it made none.
 
     A job that goes on from a checkpoint reports `start` with the step after which it goes on.
     """
@@ -189,7 +182,8 @@ def draw(events: list[Event], path: Path, title: str) -> None:
 
 def phases(events: list[Event], pod: str, end: float) -> list[tuple[float, float, str]]:
     """Start, end and state of each phase of a pod's life."""
-    states = {"pod": "pending", "started": "starting", "ready": "ready", "leaving": "leaving"}
+    states = {"pod": "pending", "started": "starting", "unready": "starting"}
+    states |= {"ready": "ready", "leaving": "leaving"}
     changes = [(e.time_s, e.kind) for e in events if e.subject == pod]
     found: list[tuple[float, float, str]] = []
     since, state = 0.0, ""

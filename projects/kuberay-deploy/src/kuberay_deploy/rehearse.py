@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from ray_shared.errors import UserError, check
 from ray_shared.report import Report
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 FILE = "manifest.yaml"
 # A job as in production, with so few workers as a machine has room for; a service without Redis.
 DEFAULT_PROFILES = {"job": "prod", "service": "dev"}
+STEPS = "tracking.every_steps"
+"""The key of a workload with which it reports its steps, so that those done again are counted."""
 PER_WORKERS = "scaling.num_workers="
 """Begins the override of a workload that counts by the number of its pods."""
 
@@ -31,18 +34,18 @@ class RehearseConfig:
     """action=rehearse: what goes wrong, and what is not as in the manifest."""
 
     kill: str | None
-    """Which pod is killed, and when: `worker@20s`, `head@20s` (seconds after the job began to run),
-    `worker@step30` (once it has reported this step); null: none."""
-    drain: str | None
+    """Which pod is killed, and when: `worker@20s`, `head@20s` (seconds after the job or service
+    runs with such a pod ready), `worker@step30` (once a job has reported this step); null: none."""
+    reclaim: str | None
     """The same for a spot node that is taken back: SIGTERM, SIGKILL after `notice_s`."""
     partition: str | None
     """The same for a pod whose network link goes down."""
     notice_s: float
-    """drain: seconds that the cloud gives. At least 0."""
+    """reclaim: seconds that the cloud gives. At least 0."""
     min_workers: int | None
     """Workers of each group at the start and at least; null: as the manifest says."""
     max_workers: int | None
-    """Workers of each group at most; null: as the manifest says."""
+    """Workers of each group at most, at least 1; null: as the manifest says."""
     memory_factor: float | None
     """By which memory is multiplied, in (0, 1]; null: as much as this machine has room for."""
     idle_timeout_s: float | None
@@ -54,8 +57,9 @@ class RehearseConfig:
     load: str | None
     """RayService: the path that is requested all the time, such as `/healthz`; null: none."""
     secrets: list[str]
-    """`name/key=value` for each secret that the manifest refers to. Those of a workload of this
-    repository are made up where they are not given."""
+    """`name/key=value` or `name/key=@file` for each secret that the manifest refers to; only the
+    latter keeps it out of Hydra's files. Those of a workload of this repository are made up where
+    they are not given."""
     python: str | None
     """Directory with the programs `python` and `ray` in place of the image's; null: this
     environment's."""
@@ -63,9 +67,9 @@ class RehearseConfig:
     def __post_init__(self) -> None:
         check(self.notice_s >= 0, "rehearse.notice_s", self.notice_s, ">= 0")
         check(self.timeout_s > 0, "rehearse.timeout_s", self.timeout_s, "> 0")
-        for name in ("min_workers", "max_workers"):
+        for name, least in (("min_workers", 0), ("max_workers", 1)):
             value = getattr(self, name)
-            check(value is None or value >= 0, f"rehearse.{name}", value, ">= 0")
+            check(value is None or value >= least, f"rehearse.{name}", value, f">= {least}")
         for each in self.secrets:
             ok = re.fullmatch(r"[^/=]+/[^/=]+=.*", each) is not None
             check(ok, "rehearse.secrets", each.partition("=")[0], "a list of name/key=value")
@@ -106,6 +110,8 @@ def rehearse(config: "Config", report: Report) -> dict[str, Any]:
         JobError: If the job or service failed.
     """
     run = importlib.import_module("rehearsal.run")
+    names = [each.partition("=")[0] for each in config.rehearse.secrets]
+    report.config["rehearse"] |= {"secrets": [f"{name}=..." for name in names]}
     with report.timed("job_s"):
         result = run.rehearse(_options(config, report.output_dir))
     report.metrics |= result["metrics"] | {"changes": result["changes"]}
@@ -138,7 +144,7 @@ def _options(config: "Config", directory: Path) -> Any:
 
 def _rendered(config: "Config") -> str:
     """The workload's manifest with so many workers as are rehearsed, and as many asked for."""
-    from kuberay_deploy import render
+    from kuberay_deploy import overrides, render
 
     described = config.describe(config.workload)
     profile = config.profile
@@ -147,6 +153,11 @@ def _rendered(config: "Config") -> str:
     variant, most = described.variant(profile), config.rehearse.max_workers
     if variant.workers == 0:
         raise UserError(f"profile={profile}: there is no such variant of {config.workload}")
+    if config.kind_of(config.workload) == "job" and tracks_steps(config):
+        given = {overrides.key_of(each) for each in [*variant.overrides, *config.overrides]}
+        if STEPS not in given:
+            more = [*variant.overrides, f"{STEPS}=1"]
+            variant = dataclasses.replace(variant, overrides=more)
     if most is not None and most < variant.workers:
         variant = dataclasses.replace(
             variant,
@@ -173,6 +184,20 @@ def _fewer(override: str, workers: int, before: int) -> str:
 def _made_up(config: "Config") -> dict[str, str]:
     described = config.describe(config.workload)
     return {source: secrets.token_hex(16) for source in described.secrets.values()}
+
+
+def tracks_steps(config: "Config") -> bool:
+    """Whether the workload's configuration has the group `tracking`."""
+    package = config.workload.replace("-", "_")
+    sources = _sources(config)
+    found = importlib.util.find_spec(package) if not sources else None
+    if found is not None and found.submodule_search_locations:
+        folder = Path(found.submodule_search_locations[0])
+    else:
+        folder = Path(*sources, package)
+    file = folder / "conf" / "config.yaml"
+    defaults = yaml.safe_load(file.read_text()).get("defaults", []) if file.is_file() else []
+    return any("tracking" in each for each in defaults if isinstance(each, dict))
 
 
 def _sources(config: "Config") -> list[str]:
