@@ -1,5 +1,6 @@
 """What `action=rehearse` hands to the package that does it."""
 
+import dataclasses
 import importlib.util
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from kuberay_deploy import rehearse
 from ray_shared.errors import UserError
+from ray_shared.report import Report
 
 from .conftest import StartJob
 from .rendered import configured
@@ -41,6 +43,36 @@ def test_profile_and_more_workers_are_taken_as_given():
     assert rendered("workload=serve-fastapi")["metadata"]["name"] == "serve-fastapi-dev"
 
 
+def test_job_reports_every_step_unless_something_else_is_asked_for():
+    def given(workload, *overrides):
+        words = shlex.split(rendered(f"workload={workload}", *overrides)["spec"]["entrypoint"])
+        return [word for word in words if word.startswith("tracking.every_steps=")]
+
+    assert given("torch-ddp-train") == ["tracking.every_steps=1"]
+    own = 'overrides=["tracking.every_steps=5"]'
+    assert given("torch-ddp-train", own) == ["tracking.every_steps=5"]
+
+
+def test_workload_without_tracking_is_asked_for_no_steps(tmp_path):
+    config = tmp_path / "torch_ddp_train" / "conf" / "config.yaml"
+    config.parent.mkdir(parents=True)
+    chosen = configured(REHEARSE, "workload=torch-ddp-train", f"source={tmp_path}")
+    config.write_text("defaults: [{cluster: local}, _self_]\n")
+    assert not rehearse.tracks_steps(chosen)
+    config.write_text("defaults: [{tracking: jsonl}, _self_]\n")
+    assert rehearse.tracks_steps(chosen)
+
+
+def test_secret_does_not_come_into_the_report(tmp_path):
+    chosen = [f"manifest={tmp_path / 'none.yaml'}", 'rehearse.secrets=["keys/key=a-long-one"]']
+    config = configured(REHEARSE, *chosen)
+    report = Report("kuberay-deploy", tmp_path, dataclasses.asdict(config))
+    with pytest.raises(UserError, match="none.yaml: No such file"):
+        rehearse.rehearse(config, report)
+    assert report.config["rehearse"]["secrets"] == ["keys/key=..."]
+    assert "a-long-one" not in report.write("failed").read_text()
+
+
 def test_secrets_of_a_workload_are_made_up():
     found = rehearse._made_up(configured(REHEARSE, "workload=serve-fastapi"))
     assert list(found) == ["serve-fastapi-keys/keys"]
@@ -53,7 +85,8 @@ def test_secrets_of_a_workload_are_made_up():
         ([], "workload=all: must be one workload, or manifest="),
         (["workload=tf-train", "kind=cron"], "kind=cron: must be auto, cluster, job or service"),
         (["workload=tf-train", "rehearse.timeout_s=0"], "rehearse.timeout_s=0"),
-        (["workload=tf-train", "rehearse.max_workers=-1"], "rehearse.max_workers=-1"),
+        (["workload=tf-train", "rehearse.max_workers=0"], "rehearse.max_workers=0: must be >= 1"),
+        (["workload=tf-train", "rehearse.min_workers=-1"], "rehearse.min_workers=-1"),
         (["workload=tf-train", "rehearse.kil=worker@1s"], "did you mean 'rehearse.kill'"),
     ],
 )
