@@ -19,9 +19,9 @@ from .manifests import cluster, document, write
 READY = {"exec": {"command": ["sh", "-c", "test -e /tmp/up"]}, "periodSeconds": 1}
 
 
-def heads_only(tmp_path: Path, program: str, **fields: Any) -> str:
+def heads_only(tmp_path: Path, program: str, autoscaled: bool = False, **fields: Any) -> str:
     """A cluster without workers, whose head runs a line of shell."""
-    spec = cluster(enableInTreeAutoscaling=False, workerGroupSpecs=[])
+    spec = cluster(enableInTreeAutoscaling=autoscaled, workerGroupSpecs=[])
     container = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
     container |= {"command": [program, "# ray start"], "readinessProbe": READY} | fields
     objects = [document("ConfigMap", {}, "settings"), document("Secret", {}, "keys")]
@@ -69,6 +69,16 @@ def test_pods_that_end_before_they_are_ready_are_an_error_with_their_last_words(
     assert "error: headgroup: 3 pods, one after the other, ended" in command.text()
     assert "the last: no such file (" in command.text()
     assert [event["kind"] for event in events(command)].count("pod") == 3
+
+
+def test_autoscaler_that_crashes_is_an_error_with_its_last_words(rehearse, tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "ray").write_text("#!/bin/sh\necho no such cluster; exit 3\n")
+    (programs / "ray").chmod(0o755)
+    with rehearse(heads_only(tmp_path, "sleep 1000", True), f"--python={programs}") as command:
+        assert command.process.wait(60) == 1
+    assert "error: the autoscaler ended with 3: no such cluster (" in command.text()
 
 
 def test_probe_has_the_pods_environment_and_leaves_no_process(rehearse, tmp_path):

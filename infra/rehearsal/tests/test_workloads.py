@@ -8,33 +8,43 @@ from typing import Any
 
 import pytest
 
+from .leftovers import Namespaces, traces
+
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 580
-SLOW = ["train.epochs=8", "model.width=64", "checkpoint.every_epochs=1", "tracking.every_steps=5"]
+# An epoch has 20 steps: checkpoints after steps 80 and 160, the last one.
+EPOCHS, CHECKPOINT_EVERY, FAULT_AT = 8, 80, 100
+SLOW = [f"train.epochs={EPOCHS}", "model.width=64", "checkpoint.every_epochs=4"]
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(620), pytest.mark.usefixtures("namespaces")]
 
 
-def rehearsed(tmp_path: Path, workload: str, *overrides: str) -> dict[str, Any]:
-    """What `kuberay-deploy action=rehearse` has measured."""
-    out = tmp_path / "out"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "kuberay_deploy", "action=rehearse", f"workload={workload}"),
-            *overrides,
-            f"hydra.run.dir={out}",
-        ],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+def rehearsed(
+    tmp_path: Path, workload: str, *overrides: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `kuberay-deploy action=rehearse` has measured, and its timeline."""
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    command = [sys.executable, "-m", "kuberay_deploy", "action=rehearse", f"workload={workload}"]
+    before = traces(str(tmp_path))
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, *overrides, f"hydra.run.dir={out}"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    namespaces = Namespaces(process.pid)
+    try:
+        code = process.wait(LIMIT_S)
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert code == 0, log.read_text()[-5000:]
+    assert namespaces.left() == []
+    assert traces(str(tmp_path)) == before
     metrics: dict[str, Any] = json.loads((out / "result.json").read_text())["metrics"]
-    return metrics
+    return metrics, json.loads((out / "rehearsal" / "timeline.json").read_text())
 
 
 def result_of_the_job(tmp_path: Path) -> dict[str, Any]:
@@ -46,22 +56,30 @@ def result_of_the_job(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("fault", ["kill=worker", "partition=worker", "kill=head"])
 def test_training_that_loses_a_pod_ends_with_a_right_result(tmp_path: Path, fault: str) -> None:
-    metrics = rehearsed(
+    metrics, events = rehearsed(
         tmp_path,
         "torch-ddp-train",
-        f"rehearse.{fault}@step30",
+        f"rehearse.{fault}@step{FAULT_AT}",
         "rehearse.idle_timeout_s=15",
-        # An epoch has 20 steps: the fault comes in the middle of the second.
         f"overrides={json.dumps(SLOW)}",
     )
     assert (metrics["scaled_up_to"], metrics["scaled_down_to"]) == (2, 0)
     assert metrics["job_tries"] == (2 if fault == "kill=head" else 1)
-    # Since the checkpoint after the first epoch, or already after the second.
-    assert 0 <= metrics["steps_redone"] <= 21
+    (lost,) = [event["subject"] for event in events if event["kind"] == "fault"]
+    assert [e["kind"] for e in events if e["subject"] == lost].count("removed") == 1
+    role = fault.partition("=")[2]
+    pods = [event for event in events if event["data"].get("role") == role]
+    assert [event["kind"] for event in pods].count("pod") >= (2 if role == "head" else 3)
+    after = pods[[event["kind"] for event in pods].index("fault") :]
+    assert any(e["kind"] == "ready" and e["subject"] != lost for e in after)
+    starts = [e["data"]["step"] for e in events if e["data"].get("event") == "start"]
+    assert starts == [0, CHECKPOINT_EVERY]
+    # The fault came some steps after it was due, and before the next checkpoint.
+    assert FAULT_AT - CHECKPOINT_EVERY <= metrics["steps_redone"] < CHECKPOINT_EVERY
     result = result_of_the_job(tmp_path)
     assert result["status"] == "ok"
     assert result["metrics"]["accuracy"] > 0.95
-    assert result["metrics"]["epochs"] == 8
+    assert result["metrics"]["epochs"] == EPOCHS
 
 
 def test_service_gets_a_new_version_under_load_without_a_failed_request(tmp_path: Path) -> None:
@@ -76,7 +94,7 @@ def test_service_gets_a_new_version_under_load_without_a_failed_request(tmp_path
         check=True,
         capture_output=True,
     )
-    metrics = rehearsed(
+    metrics, events = rehearsed(
         tmp_path,
         "serve-fastapi",
         f"rehearse.update={rendered / 'serve-fastapi-dev.yaml'}",
@@ -85,3 +103,9 @@ def test_service_gets_a_new_version_under_load_without_a_failed_request(tmp_path
     assert metrics["requests_failed"] == 0
     assert metrics["requests"] > 100
     assert set(metrics["answers"]) == {"200"}
+    # Its answers do not tell the versions apart; Serve says that it has begun with the new one, and
+    # the rehearsal waits until it runs.
+    texts = [event["text"] for event in events if event["kind"] == "job"]
+    updated = texts[texts.index("update") :]
+    assert "serve-fastapi deploying" in updated
+    assert updated[-2:] == ["serve-fastapi running", "done"]
