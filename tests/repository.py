@@ -8,22 +8,24 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STOP_S = 60.0
 """What Ray and servers below a command may take to stop after Ctrl-C."""
 
 
-def project_table() -> dict[str, str]:
-    """`PROJECTS` in noxfile.py: session to folder."""
+def table(name: str) -> dict[str, Any]:
+    """A table of noxfile.py."""
     for node in ast.parse((ROOT / "noxfile.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PROJECTS":
-            table: dict[str, str] = ast.literal_eval(node.value)
-            return table
-    raise AssertionError("noxfile.py has no table PROJECTS")
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            found: dict[str, Any] = ast.literal_eval(node.value)
+            return found
+    raise AssertionError(f"noxfile.py has no table {name}")
 
 
-PROJECTS = project_table()
+# Session to folder.
+PROJECTS: dict[str, str] = table("PROJECTS")
 FOLDERS = [ROOT / folder for folder in PROJECTS.values()]
 
 
@@ -56,9 +58,19 @@ def ids(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def kuberay_crds() -> Path | None:
+    """KubeRay's CRDs, in KUBERAY_CRDS or beside the repository; None: they must be downloaded."""
+    if named := os.environ.get("KUBERAY_CRDS"):
+        return Path(named)
+    beside = ROOT.parent / "shared" / "kuberay-crds"
+    return beside if beside.is_dir() else None
+
+
 def nox(*args: str, cwd: Path = ROOT, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """Runs nox to its end; stdout and stderr come together as `stdout`."""
-    return run([sys.executable, "-m", "nox", *args], cwd, timeout_s)
+    crds = kuberay_crds()  # A starter looks for them nowhere else.
+    env = os.environ | ({"KUBERAY_CRDS": str(crds)} if crds else {})
+    return run([sys.executable, "-m", "nox", *args], cwd, timeout_s, env)
 
 
 def run(

@@ -15,17 +15,13 @@ import yaml
 
 from .infra_rules import REQUIRED, cluster_of, load, of_kind, problems, templates, traffic
 from .infra_tools import INFRA, OVERLAYS, overlays, project_python, tool
-from .repository import PROJECTS, ROOT, files, ids, texts
+from .repository import PROJECTS, ROOT, files, ids, kuberay_crds, texts
 
 DOCKERFILE = INFRA / "docker/Dockerfile"
 LOCKS = files("infra/docker/launcher/*.lock")
 LAUNCHERS = files("infra/launcher/*.yaml")
 SERVE_CONFIGS = files("infra/**/serve-config.yaml")
 RAY = re.search(r'^RAY = "(.*)"$', (ROOT / "noxfile.py").read_text(), re.MULTILINE)[1]
-# Where kuberay-deploy's tests take them from, too; the last is what they have downloaded in a CI.
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kuberay-deploy/crds"
-BESIDE = Path(os.environ.get("KUBERAY_CRDS") or ROOT.parent / "shared" / "kuberay-crds")
-CRDS = BESIDE if BESIDE.is_dir() else CACHE
 # Behind a Service a replica waits longer than behind nothing.
 LONGER = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "30",
@@ -46,6 +42,15 @@ from importlib import import_module
 from ray_shared.config import compose
 package, *overrides = sys.argv[1:]
 compose(import_module(f"{package}.config").Config, f"{package}.conf", overrides)
+"""
+DOWNLOAD = """
+from kuberay_deploy import actions, crds
+from ray_shared.errors import UserError
+try:
+    crds.download(actions.cache_directory())
+    print(actions.cache_directory())
+except UserError as error:
+    print(f"NOT CHECKED against KubeRay's CRDs: set KUBERAY_CRDS ({error})")
 """
 VALIDATE = """
 import sys
@@ -200,16 +205,25 @@ def test_overlays_do_what_they_are_for(built: dict[str, str]) -> None:
     assert address == f"{redis['metadata']['name']}:{redis['spec']['ports'][0]['port']}"
 
 
-@pytest.mark.skipif(
-    not CRDS.is_dir() and os.environ.get("CI") != "true", reason=f"NO CRDS in {BESIDE}"
-)
-def test_overlays_pass_the_validator(built: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def crds() -> Path:
+    """KubeRay's CRDs; where CI is set, they must be there or to be had."""
+    if found := kuberay_crds():
+        return found
+    told = project_python("kuberay-deploy", "-c", DOWNLOAD).strip()
+    if told.startswith("NOT CHECKED"):
+        end = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        end(told)
+    return Path(told)
+
+
+def test_overlays_pass_the_validator(built: dict[str, str], tmp_path: Path, crds: Path) -> None:
     for name, text in built.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     bad = tmp_path / "bad.yaml"
     bad.write_text(built["dev"].replace("idleTimeoutSeconds", "idleTimeoutSecond"))
     paths = sorted(map(str, tmp_path.iterdir()))
-    found = project_python("kuberay-deploy", "-c", VALIDATE, str(CRDS), *paths).splitlines()
+    found = project_python("kuberay-deploy", "-c", VALIDATE, str(crds), *paths).splitlines()
     assert [x for x in found if not x.startswith("bad ")] == []
     assert any("idleTimeoutSecond" in x for x in found)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import ray_shared  # noqa: F401 - before Ray, so that it wants a token
 
-PROJECTS = Path(__file__).resolve().parents[2]
+from .checked import REPOSITORY
+
 HELLO = """
 from ray import serve
 
@@ -30,10 +31,9 @@ def build(args):
 
 def source(project: str) -> Path:
     """Where another project's package lies; a copied starter has no others."""
-    folder = PROJECTS / project / "src"
-    if not folder.is_dir():
+    if REPOSITORY is None:
         pytest.skip(f"{project} is not here")
-    return folder
+    return REPOSITORY / "projects" / project / "src"
 
 
 def hello(directory: Path) -> Path:

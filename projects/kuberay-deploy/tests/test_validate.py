@@ -8,7 +8,8 @@ import pytest
 from kuberay_deploy import crds, manifests, validate
 from ray_shared.errors import UserError
 
-from .checked import GOOD, broken, change, check, crds_directory, dropped, good, renamed
+from . import checked
+from .checked import GOOD, broken, change, check, dropped, good, renamed
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 JOB = "spec rayClusterSpec"
@@ -242,14 +243,25 @@ def refuse(url: str) -> bytes:
     raise UserError(f"{url}: no network")
 
 
-def test_missing_crds_fail_in_ci(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("KUBERAY_CRDS", str(tmp_path / "none"))
-    monkeypatch.setenv("CI", "true")
+def test_crds_without_a_network_are_missed_and_fail_in_ci(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("KUBERAY_CRDS", raising=False)
+    monkeypatch.setattr(checked, "REPOSITORY", None)
     # Neither there nor to be had.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(crds, "_fetch", refuse)
+    monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="NOT CHECKED.*no network"):
-        crds_directory()
+        checked.crds_directory()
     monkeypatch.setenv("CI", "")
     with pytest.raises(pytest.skip.Exception, match="KUBERAY_CRDS"):
-        crds_directory()
+        checked.crds_directory()
+
+
+def test_crds_that_were_named_must_be_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBERAY_CRDS", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="none: no such directory"):
+        check(good("job"))
