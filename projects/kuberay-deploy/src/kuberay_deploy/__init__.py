@@ -1,1 +1,1 @@
-"""The projects of this repository on Kubernetes, by KubeRay."""
+"""Ray projects on Kubernetes, by KubeRay."""

@@ -153,7 +153,7 @@ class VariantConfig:
 
 @dataclass
 class WorkloadConfig:
-    """A project of this repository, as Kubernetes sees it."""
+    """A project, as Kubernetes sees it."""
 
     kind: str
     """`job` or `service`: what `kind=auto` makes of it."""

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class Dashboard(JobSubmissionClient):
         # These two would win over the address that was asked for.
         with _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             super().__init__(address)
+        self._ssl_context = ssl.create_default_context()  # Ray has None, which aiohttp calls old.
 
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> requests.Response:
         """Every request goes through here: with a deadline, and with errors in one sentence.
