@@ -27,7 +27,7 @@ class PatchError(ValueError):
 
 
 class Store:
-    """The objects of the cluster. Everybody who touches them holds `lock`."""
+    """The objects of the cluster. Whoever touches them holds `lock`."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
