@@ -258,10 +258,9 @@ def handoff(session: nox.Session) -> None:
     names = ["data-preprocessing", "asha-pbt-tune", "serve-fastapi", "kuberay-deploy"]
     programs = {name: environment(session, name) for name in names}
     where = [f"{name}={path}" for name, path in programs.items()]
-    directory = session.posargs[0] if session.posargs else ""
     session.chdir(session.invoked_from)
     script = str(ROOT / "tests" / "handoff.py")
-    run_in(session, programs["serve-fastapi"], script, directory, *where)
+    run_in(session, programs["serve-fastapi"], script, *where, *session.posargs)
 
 
 @nox.session(default=False)
