@@ -194,7 +194,7 @@ def main(words: list[str]) -> int:
     console, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, markup=False)
     named = {name: path for name, _, path in (word.partition("=") for word in words)}
     programs = {project: Path(named[project]) for _, project, _ in STEPS}
-    places = [word for word in words if word and word.partition("=")[0] not in programs]
+    places = [word for word in words if word.partition("=")[0] not in programs]
     try:
         story = Story(new_directory(places), programs)
     except ValueError as error:
