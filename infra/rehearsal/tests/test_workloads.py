@@ -73,7 +73,9 @@ def test_training_that_loses_a_pod_ends_with_a_right_result(tmp_path: Path, faul
     after = pods[[event["kind"] for event in pods].index("fault") :]
     assert any(e["kind"] == "ready" and e["subject"] != lost for e in after)
     starts = [e["data"]["step"] for e in events if e["data"].get("event") == "start"]
-    assert starts == [0, CHECKPOINT_EVERY]
+    # More than one start again, where the group was whole for a moment only.
+    assert starts[0] == 0
+    assert set(starts[1:]) == {CHECKPOINT_EVERY}
     # The fault came some steps after it was due, and before the next checkpoint.
     assert FAULT_AT - CHECKPOINT_EVERY <= metrics["steps_redone"] < CHECKPOINT_EVERY
     result = result_of_the_job(tmp_path)
