@@ -59,8 +59,9 @@ def main(name: str, others: list[str], path: str) -> None:
         shutil.copy(ROOT / file, target / file)
     for file in ("noxfile.py", ".github/workflows/ci.yml"):
         content, _, _ = (ROOT / file).read_text().partition(END)
+        content = content.rstrip().replace(" -- ${{ matrix.name }}", "") + "\n"
         (target / file).parent.mkdir(parents=True, exist_ok=True)
-        (target / file).write_text(content.rstrip() + "\n")
+        (target / file).write_text(content)
     reduce_noxfile(target / "noxfile.py", name)
     add_settings(target / "pyproject.toml", others, longer=len(mine) > len(name))
     if name != mine:

@@ -1,4 +1,4 @@
-"""The workflow runs what there is, here and in a copied starter."""
+"""The workflow runs what there is."""
 
 import re
 from typing import Any
@@ -37,11 +37,3 @@ def test_sessions_of_the_workflow_exist() -> None:
     called = re.findall(r"nox -s (\S+)", "\n".join(commands(yaml.safe_load(TEXT)["jobs"])))
     assert len(called) > 10
     assert set(called) - sessions == set()
-
-
-def test_starter_runs_all_its_faults_in_one_job() -> None:
-    above, marker, _ = TEXT.partition("# --- A copied starter's")
-    assert marker
-    jobs = yaml.safe_load(above)["jobs"]
-    assert jobs.keys() == {"fast", "faults"}
-    assert commands(jobs)[-1] == "nox -s faults --"
