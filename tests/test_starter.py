@@ -248,7 +248,7 @@ def test_later_fixes_can_be_brought_into_a_starter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [NAME], indirect=True)
 def test_one_starter_passes_its_own_nox(starter: Path) -> None:
     try:
-        done = nox("-s", "lint", "types", MINE, cwd=starter, timeout_s=850)
+        done = nox("-s", "lint", "types", MINE, cwd=starter, timeout_s=800)
     finally:
         shutil.rmtree(starter / ".nox", ignore_errors=True)  # More than a gigabyte.
     assert done.returncode == 0, done.stdout[-5000:]
@@ -258,7 +258,7 @@ def test_one_starter_passes_its_own_nox(starter: Path) -> None:
 @pytest.mark.timeout(2700)
 def test_starter_passes_its_own_nox(starter: Path) -> None:
     try:
-        done = nox(cwd=starter, timeout_s=2600)
+        done = nox(cwd=starter, timeout_s=2500)
     finally:
         shutil.rmtree(starter / ".nox", ignore_errors=True)
     assert done.returncode == 0, done.stdout[-5000:]
