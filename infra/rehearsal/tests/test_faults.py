@@ -1,5 +1,6 @@
 """Faults that happen and that do not, and pods that end. They run plain programs here, not Ray."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_autoscaler_that_crashes_is_an_error_with_its_last_words(rehearse, tmp_p
 
 def test_probe_has_the_pods_environment_and_leaves_no_process(rehearse, tmp_path):
     key = {"secretKeyRef": {"name": "keys", "key": "key"}}
-    ready = ["sh", "-c", 'test "$KEY" = a-long-secret && command -v python && exec sleep 0.5']
+    ready = ["sh", "-c", 'test "${#KEY}" = 13 && command -v python && exec sleep 0.5']
     alive = {"exec": {"command": ["sleep", "54321"]}, "periodSeconds": 1, "timeoutSeconds": 1}
     manifest = heads_only(
         tmp_path,
@@ -97,19 +98,21 @@ def test_probe_has_the_pods_environment_and_leaves_no_process(rehearse, tmp_path
         wait_until(lambda: "ready" in command.text() and asleep())
         (first, *_) = asleep()
         wait_until(lambda: first not in asleep())
-        arguments = [(p / "cmdline").read_bytes() for p in Path("/proc").glob("[0-9]*")]
-        assert not any(b"a-long-secret" in each for each in arguments)
+        assert not any(b"a-long-secret" in each for each in arguments().values())
 
 
 def asleep() -> list[str]:
     """Numbers of the processes of the liveness probe."""
-    found = []
+    probe = b"sleep\0" + b"54321\0"
+    return [number for number, words in arguments().items() if words == probe]
+
+
+def arguments() -> dict[str, bytes]:
+    """Those of every process, by its number."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if (entry / "cmdline").read_bytes() == b"sleep\0" + b"54321\0":
-                found.append(entry.name)
-        except OSError:  # It has ended.
-            continue
+        with contextlib.suppress(OSError):  # It has ended.
+            found[entry.name] = (entry / "cmdline").read_bytes()
     return found
 
 
