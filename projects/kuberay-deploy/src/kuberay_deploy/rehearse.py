@@ -94,8 +94,8 @@ def prepare(config: "Config") -> None:
     """
     if importlib.util.find_spec("rehearsal") is None:
         raise UserError(
-            "action=rehearse: the package ray-ref-rehearsal is not installed: install the "
-            "repository's infra/rehearsal into this environment"
+            "action=rehearse: the package ray-ref-rehearsal is not installed: install "
+            "infra/rehearsal of the reference monorepo into this environment"
         )
     run = importlib.import_module("rehearsal.run")
     with tempfile.TemporaryDirectory() as directory:
