@@ -93,9 +93,27 @@ def test_a_dict_of_the_schema_takes_any_names():
 
 
 def test_unknown_key_without_a_near_one_lists_the_known_keys():
-    message = refusal("+zzz=3")
-    assert message.startswith("unknown key 'zzz': known are action, cluster, cluster.address,")
-    assert message.count("model,") == 1
+    new = "; a new one needs a field in config.py"
+    names = "action, cluster, experiment, model, run, train"
+    assert refusal("+zzz=3") == f"unknown key 'zzz': known are {names}{new}"
+    assert refusal("model.hidden=3") == (
+        f"unknown key 'model.hidden': known are model.options, model.width{new}"
+    )
+
+
+def test_unknown_key_of_hydra_is_refused():
+    assert refusal("hydra.run.dirr=out") == "unknown key 'hydra.run.dirr'"
+
+
+def test_several_values_without_a_sweep_are_refused():
+    message = "train.lr=0.1,0.2: several values need -m, a list [...]; a decimal number has a point"
+    assert refusal("train.lr=0.1,0.2") == message
+
+
+def test_file_in_the_place_of_the_run_directory_is_refused():
+    assert refusal(f"hydra.run.dir={__file__}") == (
+        f"hydra.run.dir={__file__}: must be a directory, and is a file"
+    )
 
 
 def test_unknown_key_in_a_yaml_file_is_refused(tmp_path: Path):
@@ -107,6 +125,14 @@ def test_unknown_key_in_a_yaml_file_is_refused(tmp_path: Path):
     preset.write_text("# @package _global_\ntrain:\n  epochs: 4\n")
     config = compose(Config, CONF, ["experiment=mine"], config_dir=str(tmp_path))
     assert config.train.epochs == 4
+
+
+def test_what_is_no_yaml_is_refused_with_file_and_line(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    preset = tmp_path / "experiment" / "mine.yaml"
+    preset.write_text("train:\n  epochs: 3\n lr: 0.1\n")
+    with pytest.raises(UserError, match=rf"{preset}, line 3: no YAML: "):
+        compose(Config, CONF, ["experiment=mine"], config_dir=str(tmp_path))
 
 
 def test_missing_config_dir_is_refused(tmp_path: Path):

@@ -33,6 +33,7 @@ def result_of(directory: Path) -> dict[str, Any]:
         (["train.epohcs=3"], "unknown key 'train.epohcs': did you mean 'train.epochs'?"),
         (["train.epochs=0"], "train.epochs=0: must be >= 1"),
         (["action=no_file"], "data.path=none: must be a file"),
+        (["--epochs=3"], "--epochs=3: no such option; a value is set without dashes: key=value"),
         (["--config-name", "none"], "Cannot find primary config 'none'."),
         # Bad only in the last of the combinations, and found before the first has run.
         (["-m", "train.epochs=2,1,0"], "train.epochs=0: must be >= 1"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train import WorkerGroupError
 from ray_shared import training
 from ray_shared.errors import JobError
 from ray_shared.groups import TrackingConfig
@@ -73,6 +74,18 @@ def test_a_person_sees_epochs_failures_and_damage(caplog: pytest.LogCaptureFixtu
     assert "worker 1 failed: killed" in shown
     assert "damaged checkpoint passed over: checkpoint_2: model is damaged" in shown
     assert "2 worker(s) resume after step 20" in shown
+
+
+def test_workers_with_the_same_error_share_a_line():
+    error = "KeyError: 'vall'"
+    event = {"event": "failure", "errors": {0: error, 1: error, 2: "OSError: gone"}}
+    lines = ["workers 0, 1 failed: KeyError: 'vall'", "worker 2 failed: OSError: gone"]
+    assert training.failures(event) == lines
+
+
+def test_reason_names_the_type_of_the_workers_exception():
+    error = WorkerGroupError("a whole traceback", {0: KeyError("vall")})
+    assert training.why(error) == "training failed: KeyError: 'vall'"
 
 
 @pytest.mark.parametrize(

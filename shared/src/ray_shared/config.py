@@ -7,16 +7,14 @@ Source: https://hydra.cc/docs/1.3/advanced/compose_api/
 """
 
 import dataclasses
-import difflib
 import functools
 import logging
-import re
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -29,9 +27,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
+from ray_shared import config_errors
 from ray_shared.errors import JobError, UserError, check
 from ray_shared.report import Report
 from ray_shared.runs import check_unshared_name
@@ -66,10 +66,13 @@ def main(
     def decorate(job: Callable[[T, Report], None]) -> Callable[[], NoReturn]:
         @functools.wraps(job)
         def entry() -> NoReturn:
-            args = get_args_parser().parse_args()
+            args, options = get_args_parser().parse_known_args()
             only_shows = args.help or args.hydra_help or args.info or args.shell_completion
             run_names: set[object] = set()
             try:
+                if options:
+                    hint = "a value is set without dashes: key=value"
+                    raise UserError(f"{options[0]}: no such option; {hint}")
                 for overrides in [] if only_shows else _combinations(args.overrides, args.multirun):
                     name = args.config_name or "config"
                     config = compose(schema, conf, overrides, name, args.config_dir)
@@ -134,6 +137,9 @@ def compose(
         try:
             for override in parsed:
                 key = override.key_or_group
+                if key in ("hydra.run.dir", "hydra.sweep.dir"):
+                    ok = not Path(str(override.value())).is_file()
+                    check(ok, key, override.value(), "a directory, and is a file")
                 if key.split("/")[0].split(".")[0] != "hydra" and key not in groups:
                     for each in _override_keys(key, override.value()):
                         _check_key(each, schema, groups)
@@ -142,14 +148,14 @@ def compose(
         except UserError:
             raise
         except MissingConfigException as error:
-            raise UserError(_missing_choice(error)) from None
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_sentence(error)) from None
+            raise UserError(config_errors.missing_choice(error)) from None
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise UserError(config_errors.sentence(error)) from None
         except ValueError as error:  # Hydra's answer to `group=null`, which names no group.
             for override in parsed:
                 name = override.key_or_group
                 check(override.value() is not None or "." in name, name, None, "a choice")
-            raise UserError(_sentence(error)) from None
+            raise UserError(config_errors.sentence(error)) from None
     return to_schema(schema, cfg)
 
 
@@ -163,11 +169,11 @@ def to_schema(schema: type[T], cfg: DictConfig) -> T:
         merged = OmegaConf.merge(OmegaConf.structured(schema), cfg)
         return cast(T, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
-        raise UserError(_unknown_key(str(error.full_key), schema, ())) from None
+        raise UserError(config_errors.unknown_key(str(error.full_key), schema, ())) from None
     except ValidationError as error:
-        raise UserError(_wrong_type(error, schema, cfg)) from None
+        raise UserError(config_errors.wrong_type(error, schema, cfg)) from None
     except OmegaConfBaseException as error:
-        raise UserError(_sentence(error)) from None
+        raise UserError(config_errors.sentence(error)) from None
 
 
 def _combinations(overrides: list[str], multirun: bool) -> list[list[str]]:
@@ -178,7 +184,7 @@ def _combinations(overrides: list[str], multirun: bool) -> list[list[str]]:
         parsed = [_parse(override) for override in overrides]
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
-        raise UserError(_sentence(error)) from None
+        raise UserError(config_errors.sentence(error)) from None
     return [combination for batch in batches for combination in batch]
 
 
@@ -186,7 +192,8 @@ def _parse(override: str) -> Override:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise UserError(f"override '{override}': must be key=value ({_sentence(error)})") from None
+        hint = f"must be key=value ({config_errors.sentence(error)})"
+        raise UserError(f"override '{override}': {hint}") from None
     if not parsed.key_or_group:
         raise UserError(f"override '{override}': must be key=value (no key)")
     return parsed
@@ -202,13 +209,6 @@ def _group_names() -> set[str]:
             yield from walk(path)
 
     return {name for name in walk("") if not name.startswith("hydra")}
-
-
-def _schema_keys(schema: Any, prefix: str = "") -> Iterator[str]:
-    for name, kind in get_type_hints(schema).items():
-        yield prefix + name
-        if dataclasses.is_dataclass(kind):
-            yield from _schema_keys(kind, f"{prefix}{name}.")
 
 
 def _override_keys(key: str, value: object) -> Iterator[str]:
@@ -238,49 +238,7 @@ def _check_key(key: str, schema: Any, groups: set[str]) -> None:
             return
         kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
         if kind is None:
-            raise UserError(_unknown_key(key, schema, groups))
-
-
-def _unknown_key(key: str, schema: Any, groups: Sequence[str] | set[str]) -> str:
-    known = sorted({*_schema_keys(schema), *groups})
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # A right name in the wrong place: `epochs` for `train.epochs`.
-        near = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
-    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-    return f"unknown key '{key}': {hint}"
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of a message of Hydra's or OmegaConf's, with the key it is about."""
-    key, sentence = getattr(error, "full_key", None), str(error).splitlines()[0]
-    if match := re.fullmatch(r"Could not override '(.*)'\.", sentence):
-        return "{0}: to replace what is there, write '~{0}' '+{0}=...'".format(match[1])
-    if isinstance(error, MissingMandatoryValue):
-        sentence = f"has no value: set it in a YAML file, or with {key}=..."
-    return f"{key}: {sentence}" if key else sentence
-
-
-def _missing_choice(error: MissingConfigException) -> str:
-    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
-    if not error.options:
-        return _sentence(error)
-    return f"{group}={choice}: must be one of {', '.join(sorted(error.options))}"
-
-
-def _wrong_type(error: ValidationError, schema: Any, cfg: DictConfig) -> str:
-    key = str(error.full_key)
-    value = OmegaConf.select(cfg, key)
-    kind: Any = schema
-    for part in key.split("."):
-        kind = get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
-    if kind is None:
-        return _sentence(error)
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-    kinds = get_args(kind) or (kind,)
-    allowed = " or ".join("null" if k is type(None) else names.get(k, str(k)) for k in kinds)
-    if dataclasses.is_dataclass(kind):
-        allowed = f"a group with the keys {', '.join(get_type_hints(kind))}"
-    return f"{key}={'null' if value is None else value}: must be {allowed}"
+            raise UserError(config_errors.unknown_key(key, schema, groups))
 
 
 def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int:

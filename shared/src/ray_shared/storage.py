@@ -143,7 +143,7 @@ def probe(path: str) -> None:
         UserError: If it cannot, with the reason.
     """
     storage = open_storage(path, retries=2)
-    made = _missing_directories(Path(storage.path)) if "://" not in storage.uri else []
+    made = _missing_directories(Path(storage.path).resolve()) if "://" not in storage.uri else []
     marker = storage.child(f".probe-{uuid.uuid4().hex}")
     content = uuid.uuid4().bytes
     try:

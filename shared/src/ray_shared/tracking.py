@@ -71,10 +71,7 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray's hook: one worker or more failed."""
-        errors = {
-            rank: f"{type(e).__name__}: {(str(e).strip() or 'no message').splitlines()[-1]}"
-            for rank, e in worker_exceptions.items()
-        }
+        errors = {rank: in_a_line(error) for rank, error in worker_exceptions.items()}
         self.log({"event": "failure", "errors": errors})
 
     def log(self, event: Event) -> None:
@@ -205,6 +202,13 @@ class MLflow:
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri)
+
+
+def in_a_line(error: Exception) -> str:
+    """Type and last line of an exception, whose message may be a whole traceback."""
+    line = (str(error).strip() or "no message").splitlines()[-1]
+    name = type(error).__name__
+    return line if line.startswith(f"{name}: ") else f"{name}: {line}"
 
 
 def read_events(path: Path) -> list[Event]:

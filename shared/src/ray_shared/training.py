@@ -1,6 +1,6 @@
 """What the projects on Ray Train share: its environment, and what a person sees of a run by epochs.
 
-That is progress lines, the counts and the learning curve. The loops of torch-ddp-train and tf-train
+That is progress lines, the counts and the learning curve. The loops of the two training projects
 report the events `start`, `step`, `epoch` and `checkpoint`; `tracking` adds `failure`.
 """
 
@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import statistics
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from ray_shared.errors import JobError
 from ray_shared.groups import ScalingConfig
 from ray_shared.report import Report, show_artifacts, show_table
 from ray_shared.storage import Storage
-from ray_shared.tracking import Event, Tracker
+from ray_shared.tracking import Event, Tracker, in_a_line
 
 logger = logging.getLogger(__name__)
 WRITTEN = ("bundle", "saved_model")
@@ -65,6 +64,7 @@ def show_run(name: str, run_dir: Storage, scaling: ScalingConfig) -> None:
         workers = f"{scaling.min_workers} to {workers}"
     device = "GPU" if scaling.use_gpu else "CPU"
     logger.info("run %s: %s on %s, checkpoints in %s", name, workers, device, run_dir.uri)
+    logger.info("starting the workers, which takes ten seconds or more")
 
 
 def show_progress(event: Event) -> None:
@@ -88,10 +88,21 @@ def show_progress(event: Event) -> None:
         elif event["step"]:
             logger.info("%d worker(s) resume after step %d", event["num_workers"], event["step"])
     elif kind == "failure":
-        for rank, error in event["errors"].items():
-            logger.warning("worker %s failed: %s", rank, error)
+        for line in failures(event):
+            logger.warning("%s", line)
     elif kind == "checkpoint" and event["preempted"]:
         logger.warning("a node is about to go: checkpoint at step %d", event["step"])
+
+
+def failures(event: Event) -> list[str]:
+    """A line for each error of a failure, with the workers that had it."""
+    ranks: dict[str, list[str]] = {}
+    for rank, error in event["errors"].items():
+        ranks.setdefault(error, []).append(str(rank))
+    return [
+        f"{'workers' if len(each) > 1 else 'worker'} {', '.join(each)} failed: {error}"
+        for error, each in ranks.items()
+    ]
 
 
 @contextmanager
@@ -103,7 +114,7 @@ def recorded(tracker: Tracker, report: Report, run_dir: Storage) -> Iterator[Non
         yield
         status = "ok"
     except TrainingFailedError as error:
-        raise JobError(_why(error)) from error
+        raise JobError(why(error)) from error
     finally:
         report.metrics = summarize(tracker.events()) | report.metrics
         tracker.finish(status, report.metrics)
@@ -192,9 +203,8 @@ def plot(events: list[Event], directory: Path) -> Path:
     return path
 
 
-def _why(error: TrainingFailedError) -> str:
-    """The last line of the first worker's traceback: the exception itself."""
-    failures = getattr(error, "worker_failures", None)
-    cause = next(iter(failures.values())) if failures else error
-    lines = str(cause).strip().splitlines() or traceback.format_exception_only(error)
-    return f"training failed: {lines[-1].strip()}"
+def why(error: TrainingFailedError) -> str:
+    """The first worker's exception, in a line."""
+    of_workers = getattr(error, "worker_failures", None)
+    cause = next(iter(of_workers.values())) if of_workers else error
+    return f"training failed: {in_a_line(cause)}"

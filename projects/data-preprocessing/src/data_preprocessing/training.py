@@ -30,7 +30,7 @@ from ray_shared.report import Report, versions
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 from ray_shared.tracking import Tracker
-from ray_shared.training import set_environment
+from ray_shared.training import set_environment, why
 
 from data_preprocessing import earlier, output, results
 from data_preprocessing.config import PROJECT, Config
@@ -89,8 +89,7 @@ def train(config: Config, report: Report) -> None:
             with tracker.follow(results.show_round):
                 outcome = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise JobError(f"training failed: {last}") from error
+            raise JobError(why(error)) from error
         returned: dict[str, Any] = outcome.return_value or {}
         starts = [e for e in tracker.events() if e["event"] == "start"]
         report.artifacts |= {"bundle": returned.pop("bundle"), "dataset": dataset.uri}
