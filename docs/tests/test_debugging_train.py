@@ -30,6 +30,13 @@ def test_training_waits_for_gpus(run: RunScript, shown: Shown, tmp_path: Path):
     assert "trained, GPU: False\n" in text
 
 
+def test_exception_in_the_loop(run: RunScript, shown: Shown, tmp_path: Path):
+    text = run("loop_exception", str(tmp_path))
+    shown(text)
+    assert "ranks: [0, 1]\n" in text
+    assert "loss: 0.7\n" in text
+
+
 def test_checkpoint_path_that_is_wrong(run: RunScript, shown: Shown):
     shown(run("checkpoint_gone", "path", code=1))
 

@@ -63,6 +63,8 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     if sys.argv[1] != "path":
         ray.init(address="local", num_cpus=2)
     {"path": path, "run": run}[sys.argv[1]]()

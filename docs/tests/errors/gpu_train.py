@@ -1,6 +1,6 @@
 """Ray Train is told to use GPUs that the cluster does not have.
 
-Run: python docs/tests/errors/gpu_train.py /tmp/runs /tmp/runs
+Run: python docs/tests/errors/gpu_train.py /tmp/runs
 """
 
 # ruff: noqa: T201
@@ -53,6 +53,8 @@ def mended() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     # Seconds; 60 is the default.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
     ray.init(address="local", num_cpus=2, num_gpus=0)

@@ -45,6 +45,8 @@ def fit(**config: bool) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     # Seconds; by default Ray Train's own collectives warn every 60 s and wait without end.
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = "8" if "report" in sys.argv[1] else "60"
     os.environ["RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S"] = "3"

@@ -10,5 +10,7 @@ import sys
 import ray
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     ray.init(address=sys.argv[1])
     print("joined:", len(ray.nodes()), "node")

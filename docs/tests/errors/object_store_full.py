@@ -50,6 +50,8 @@ def mended() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     if sys.argv[1] == "spilled":
         # By default Ray says so from 2 GiB on.
         os.environ |= {"RAY_verbose_spill_logs": str(10 * MIB)}

@@ -50,6 +50,8 @@ def serve_http(taken: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     with socket.socket() as other_program:
         other_program.bind(("", 0))
         other_program.listen()
