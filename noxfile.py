@@ -199,7 +199,8 @@ def environment(session: nox.Session, name: str) -> Path:
     """The folder of the programs of another session's environment, made or renewed first."""
     environments = session.cache_dir.parent.resolve()
     if not (environments / name / "installed.sha256").exists():
-        session.log(f"First the environment of {name}: this may take some minutes.")
+        what = "moto, a stand-in for S3 in the tests" if name == "moto" else name
+        session.log(f"First the environment of {what}: this may take some minutes.")
     nox_command = [sys.executable, "-m", "nox", "--envdir", str(environments)]
     session.run(*nox_command, "-s", name, "--install-only", external=True, silent=True)
     return environments / name / "bin"
@@ -267,7 +268,7 @@ def handoff(session: nox.Session) -> None:
 def new(session: nox.Session) -> None:
     """Copy a project as a starter: `nox -s new -- torch-ddp-train ../my-train`."""
     if len(session.posargs) != 2:
-        session.error("usage: nox -s new -- PROJECT PATH")
+        session.error(f"usage: nox -s new -- PROJECT PATH; projects are {', '.join(PROJECTS)}")
     name, path = session.posargs
     project_folder(session, name)
     pip_install(session, [[RUFF]], [])

@@ -19,14 +19,23 @@ MADE_BY_USE = (
     *("__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "build", "out", "outputs"),
     *("multirun", "runs", "results", "mlruns", "mlflow.db", "venv", ".venv", ".env"),
 )
-START_HERE = """
-
-## Start here
+START_HERE = """## Start here
 
 This is a copy of `{name}` of a reference monorepo for Ray, as of its commit
-`{commit}`,
-with the package `ray_shared` in `shared/`. Commit it first: nothing is committed yet.
-`nox -s {mine}` tests it and runs the job; `nox` also checks style and types.
+`{commit}`, with the package `ray_shared` in `shared/`. It is a
+git repository in which nothing is committed yet. It needs Python 3.11 or newer, Linux or macOS:
+
+```bash
+git commit -m "As copied"
+python3 -m venv venv && . venv/bin/activate
+python3 -m pip install nox
+nox -s {mine}                                       # its fast tests, then the job
+.nox/{mine}/bin/python -m pytest tests -k WORD      # one test
+```
+
+`nox` also checks style and types: that is what CI runs. How later fixes of the reference come into
+a copy stands in its CONTRIBUTING.md.
+
 """
 
 
@@ -69,7 +78,8 @@ def main(name: str, others: list[str], path: str) -> None:
     add_start_here(target / "README.md", name, mine)
     for command in (["init", "--quiet"], ["add", "--all"]):  # The hooks look at what git knows.
         subprocess.run(["git", "-C", target, *command], check=True)
-    print(f"Next: cd {os.path.relpath(target)} && nox")  # noqa: T201 - a command says so
+    next_commands = f"cd {os.path.relpath(target)} && git commit -m 'As copied' && nox"
+    print(f"Next: {next_commands}")  # noqa: T201 - it is what the command says
 
 
 def refuse(wrong: bool, message: str) -> None:
@@ -125,7 +135,7 @@ def add_start_here(readme: Path, name: str, mine: str) -> None:
         commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     text = re.sub(r"## Copy it\n.*?(?=\n## |\Z)", "", readme.read_text(), flags=re.S)
     start = START_HERE.format(name=name, commit=commit, mine=mine)
-    readme.write_text(text.rstrip() + start)
+    readme.write_text(text.replace("## Run it\n", f"{start}## Run it\n").rstrip() + "\n")
 
 
 def rename(target: Path, name: str, mine: str) -> None:

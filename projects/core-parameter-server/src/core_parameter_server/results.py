@@ -139,6 +139,7 @@ def plot_run(events: Sequence[Event], counts: Counts, path: Path) -> Path:
         right.bar([v + offset for v in values], [found[v] for v in values], width=0.4, label=name)
     right.set(xlabel="staleness", ylabel="gradients")
     right.set_xlim(-1, max(values, default=0) + 1)
+    right.margins(y=0.3)  # Room for the legend above the bars.
     right.xaxis.get_major_locator().set_params(integer=True)
     right.legend()
     for ax in (left, right):
