@@ -136,7 +136,7 @@ mount --bind /tmp /mnt
 mount -t tmpfs tmpfs /tmp
 for name in {kept}; do mkdir /tmp/$name; mount --rbind /mnt/$name /tmp/$name; done
 "$@"
-echo "left: $(find /tmp -xdev -mindepth 1 -maxdepth 1 | tr '\\n' ' ')"
+echo "left: $(find /tmp -xdev -mindepth 1 -maxdepth 1 | sort | tr '\\n' ' ')"
 """
 
 
