@@ -104,8 +104,11 @@ def test_job_error_exits_1_with_its_sentence_and_no_traceback(tmp_path: Path):
 def test_user_error_inside_the_job_exits_2_with_its_sentence(tmp_path: Path):
     done = run(tmp_path, "action=user_error", "hydra.run.dir=out")
     assert done.returncode == 2
-    assert "error: cluster.address=x: no cluster answers there" in done.stdout + done.stderr
+    sentence = "cluster.address=x: no cluster answers there"
+    assert done.stdout == f"error: {sentence}\n"
     assert "Traceback" not in done.stdout + done.stderr
+    result = result_of(tmp_path / "out")
+    assert (result["status"], result["error"]) == ("failed", sentence)
 
 
 def test_exit_0_inside_the_job_is_an_interruption_and_not_success(tmp_path: Path):
@@ -121,6 +124,22 @@ def test_multirun_runs_all_combinations(tmp_path: Path):
     assert {r["status"] for r in results} == {"ok"}
     ran = sorted((r["config"]["train"]["epochs"], r["config"]["model"]["width"]) for r in results)
     assert ran == [(1, 8), (1, 64), (2, 8), (2, 64)]
+
+
+def test_sweep_ends_with_a_table_of_what_was_swept_and_what_each_job_showed(tmp_path: Path):
+    swept = ["action=ok,raise", "train.epochs=2,4"]
+    done = run(tmp_path, "-m", *swept, "train.lr=0.5", "hydra.sweep.dir=sweep")
+    *table, last = done.stdout[done.stdout.index("tiny-job: 4 jobs") :].splitlines()
+    assert last == f"sweep: {tmp_path / 'sweep'}"
+    rows = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in table if "│" in line]
+    assert [row for row in rows if row[0]] == [
+        ["0", "action=ok", "ok", "2"],
+        ["1", "action=ok", "ok", "4"],
+        ["2", "action=raise", "failed", ""],
+        ["3", "action=raise", "failed", ""],
+    ]
+    values = [row[1] for row in rows if not row[0]]
+    assert values == ["train.epochs=2", "train.epochs=4"] * 2
 
 
 def test_jobs_of_a_sweep_may_not_share_a_run(tmp_path: Path):

@@ -83,6 +83,16 @@ def test_workers_with_the_same_error_share_a_line():
     assert training.failures(event) == lines
 
 
+def test_failures_say_whether_the_workers_start_again(tmp_path: Path):
+    tracker = Tracker(TrackingConfig("jsonl", 0, None), tmp_path, "x", "run")
+    tracker.start({"failure": {"max_failures": 2}})
+    for _ in range(3):
+        tracker.after_exception(None, {0: OSError("gone")})
+    shown = [training.failures(e)[1:] for e in tracker.events() if e["event"] == "failure"]
+    again = "all start again from the newest checkpoint: retry {} (failure.max_failures=2)"
+    assert shown == [[again.format(1)], [again.format(2)], []]
+
+
 def test_reason_names_the_type_of_the_workers_exception():
     error = WorkerGroupError("a whole traceback", {0: KeyError("vall")})
     assert training.why(error) == "training failed: KeyError: 'vall'"

@@ -148,7 +148,7 @@ def test_missing_cluster_is_refused(start: StartJob):
 
 def test_more_workers_than_cpus_are_refused_without_starting_ray(start: StartJob):
     sentence = refused(start, "scaling.num_workers=9", "cluster.num_cpus=4")
-    assert sentence.endswith("the cluster (1 node(s), 4 CPU, 0 GPU) has room for 4")
+    assert "the cluster (1 node(s), 4 CPU, 0 GPU) has room for 4; with a larger" in sentence
 
 
 def test_absent_gpu_is_refused(start: StartJob):

@@ -48,11 +48,12 @@ class Demand:
     ray_train: bool = False
     """Whether Ray Train runs in the job: its helpers must be told which cluster is theirs."""
 
-    def check(self, nodes: Sequence[dict[str, float]]) -> None:
+    def check(self, nodes: Sequence[dict[str, float]], hint: str = "") -> None:
         """Refuses a demand that these nodes can never meet.
 
         Args:
             nodes: The resources of each node, with Ray's keys `CPU` and `GPU`.
+            hint: What to do about workers without a place.
 
         Raises:
             UserError: If a worker or the extra CPUs find no place.
@@ -66,7 +67,7 @@ class Demand:
             needs = f"{self.cpus_per_worker:g} CPU" + (" and 1 GPU" if self.gpus_per_worker else "")
             raise UserError(
                 f"{self.key}={self.num_workers}: each needs {needs}, and the cluster "
-                f"({len(nodes)} node(s), {cpus:g} CPU, {gpus:g} GPU) has room for {places}"
+                f"({len(nodes)} node(s), {cpus:g} CPU, {gpus:g} GPU) has room for {places}{hint}"
             )
         if cpus < self.num_workers * self.cpus_per_worker + self.extra_cpus:
             raise UserError(
@@ -153,7 +154,8 @@ def check_planned(config: ClusterConfig, demand: Demand) -> None:
     if config.mode == "existing" or demand.gpus_per_worker:
         return
     num_nodes = config.num_nodes if config.mode == "simulated" else 1
-    demand.check([{"CPU": config.num_cpus or available_cpus()}] * num_nodes)
+    hint = "; with a larger cluster.num_cpus they share CPUs"
+    demand.check([{"CPU": config.num_cpus or available_cpus()}] * num_nodes, hint)
 
 
 def available_cpus() -> int:
@@ -256,9 +258,8 @@ def start_nodes(num_cpus: Sequence[int]) -> "Cluster":
 def _simulate(config: ClusterConfig, ray_train: bool) -> "Cluster":
     import ray
 
-    num_cpus = config.num_cpus or available_cpus()
     _use_loopback(True)
-    cluster = start_nodes([num_cpus] * config.num_nodes)
+    cluster = start_nodes([config.num_cpus or available_cpus()] * config.num_nodes)
     try:
         ray.init(
             address=cluster.address,
@@ -304,11 +305,10 @@ def _join(config: ClusterConfig, package: str, ray_train: bool) -> None:
 
 
 def _open_to_network(port: int) -> bool:
-    from ray._private.services import node_ip_address_from_perspective
+    from ray._private.services import node_ip_address_from_perspective as outside
 
     try:
-        address = (node_ip_address_from_perspective(), port)
-        socket.create_connection(address, timeout=PROBE_TIMEOUT_S).close()
+        socket.create_connection((outside(), port), PROBE_TIMEOUT_S).close()
     except OSError:
         return False
     return True

@@ -33,7 +33,7 @@ from yaml import YAMLError
 
 from ray_shared import config_errors
 from ray_shared.errors import JobError, UserError, check
-from ray_shared.report import Report
+from ray_shared.report import Report, show_sweep
 from ray_shared.runs import check_unshared_name
 from ray_shared.signals import sigterm_interrupts
 
@@ -83,7 +83,7 @@ def main(
                 print(f"error: {error}", file=sys.stderr)  # noqa: T201 - before logging is set up
                 sys.exit(EXIT_USER)
 
-            exit_codes = [EXIT_DONE]
+            ran: list[tuple[list[str], Report, int]] = []
 
             def task(cfg: DictConfig) -> None:
                 config = to_schema(schema, cfg)
@@ -92,12 +92,14 @@ def main(
                 code = _run_job(job, config, report)
                 if code in (EXIT_SIGINT, EXIT_SIGTERM):
                     sys.exit(code)  # Whoever interrupts a sweep means all of it.
-                exit_codes.append(code)
+                ran.append((list(HydraConfig.get().overrides.task), report, code))
 
             hydra_main(version_base="1.3", config_path=f"pkg://{conf}", config_name="config")(
                 task
             )()
-            sys.exit(max(exit_codes))
+            if args.multirun and ran:
+                show_sweep([(overrides, report) for overrides, report, _ in ran])
+            sys.exit(max((code for *_, code in ran), default=EXIT_DONE))
 
         return entry
 
@@ -249,8 +251,7 @@ def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int
         with sigterm_interrupts(terminated):
             job(config, report)
     except UserError as error:
-        logger.error("error: %s", error)
-        return EXIT_USER
+        code, reason = EXIT_USER, str(error)
     except (KeyboardInterrupt, SystemExit):
         # Ray Train answers Ctrl-C inside `fit()` with `sys.exit(0)`: still not a job that is done.
         code, reason = EXIT_SIGINT, "interrupted by Ctrl-C"
@@ -265,9 +266,10 @@ def _run_job(job: Callable[[T, Report], None], config: T, report: Report) -> int
     if terminated.is_set():  # Whatever it led to in Ray's processes, which may have got it as well.
         code, reason = EXIT_SIGTERM, "interrupted by SIGTERM"
     if reason is not None:
-        logger.error("failed: %s", reason)
+        logger.error("%s: %s", "error" if code == EXIT_USER else "failed", reason)
     path = report.write("ok" if code == EXIT_DONE else "failed", reason)
-    logger.info("result: %s", path)
+    if code != EXIT_USER:  # A user's mistake is one sentence.
+        logger.info("result: %s", path)
     return code
 
 

@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -20,6 +20,8 @@ RESULT_TO_LOG = "RAY_REF_RESULT_TO_LOG"
 """Environment variable; if set, `result.json` is printed, too: for whoever sees only the log."""
 RESULT_LINE = "ray-ref result: "
 """Begins the line that then holds it."""
+SWEEP_COLUMNS = 4
+"""How many rows of the jobs' own tables become columns of the sweep's."""
 
 
 @dataclass
@@ -36,6 +38,16 @@ class Report:
     """Seconds: `startup_s` until Ray answers, `job_s`, `shutdown_s`."""
     resources: dict[str, float] = field(default_factory=dict)
     """The cluster's logical resources."""
+    shown: dict[str, object] = field(default_factory=dict)
+    """The table that a person has seen; not part of `result.json`."""
+    status: str = "running"
+    """Then `ok` or `failed`, once it is written."""
+
+    def show(self, rows: Mapping[str, object], title: str | None = None) -> None:
+        """Prints the job's table, and below it a line for each thing that was written."""
+        self.shown = dict(rows)
+        show_table(title or self.project, rows)
+        show_artifacts(self)
 
     @contextmanager
     def timed(self, key: str) -> Iterator[None]:
@@ -56,6 +68,7 @@ class Report:
         Returns:
             The path of the file.
         """
+        self.status = status
         result = {
             "project": self.project,
             "status": status,
@@ -117,6 +130,29 @@ def show_table(title: str, rows: Mapping[str, object]) -> None:
     for name, value in rows.items():
         table.add_row(name, str(value))
     Console().print(table)
+
+
+def show_sweep(jobs: Sequence[tuple[list[str], Report]]) -> None:
+    """Prints one line for each job of a sweep: its folder, what was swept, how it ended.
+
+    Args:
+        jobs: The overrides of each job, and its report.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    common = set.intersection(*(set(overrides) for overrides, _ in jobs))
+    names = list(dict.fromkeys(name for _, report in jobs for name in report.shown))[:SWEEP_COLUMNS]
+    first = jobs[0][1]
+    table = Table(title=f"{first.project}: {len(jobs)} jobs", title_justify="left")
+    for name in ("job", "values", "status", *names):
+        table.add_column(name, overflow="fold")
+    for overrides, report in jobs:
+        swept = "\n".join(each for each in overrides if each not in common)
+        shown = (str(report.shown.get(name, "")) for name in names)
+        table.add_row(report.output_dir.name, swept, report.status, *shown)
+    Console().print(table)
+    print(f"sweep: {first.output_dir.parent}")  # noqa: T201 - the last job's log is closed
 
 
 def show_artifacts(report: Report) -> None:

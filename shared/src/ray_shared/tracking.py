@@ -46,6 +46,7 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
     """Writes the events of one run to `metrics.jsonl` and to the configured backend."""
 
     def __init__(self, config: TrackingConfig, output_dir: Path, project: str, run_name: str):
+        self._max_failures = self._failures = 0
         self.events_path = output_dir / "metrics.jsonl"
         self._backends: list[Backend] = [JsonLines(self.events_path)]
         if config.backend == "tensorboard":
@@ -55,7 +56,13 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
             self._backends.append(MLflow(uri, project, run_name))
 
     def start(self, params: dict[str, Any]) -> None:
-        """Opens the backends and records the configuration. Runs on the driver."""
+        """Opens the backends and records the configuration. Runs on the driver.
+
+        Args:
+            params: The configuration; `failure.max_failures`, if it has it, says how often Ray
+                Train will start the workers again.
+        """
+        self._max_failures = params.get("failure", {}).get("max_failures", 0)
         self._each(lambda backend: backend.start(flat(params)))
 
     def after_report(
@@ -72,7 +79,11 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray's hook: one worker or more failed."""
         errors = {rank: in_a_line(error) for rank, error in worker_exceptions.items()}
-        self.log({"event": "failure", "errors": errors})
+        self._failures += 1
+        event = {"event": "failure", "errors": errors}
+        if self._failures <= self._max_failures or self._max_failures < 0:
+            event |= {"retry": self._failures, "max_failures": self._max_failures}
+        self.log(event)
 
     def log(self, event: Event) -> None:
         """Records one event."""

@@ -17,7 +17,7 @@ from ray.train import Result, TrainingFailedError
 
 from ray_shared.errors import JobError
 from ray_shared.groups import ScalingConfig
-from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.report import Report
 from ray_shared.storage import Storage
 from ray_shared.tracking import Event, Tracker, in_a_line
 
@@ -95,14 +95,20 @@ def show_progress(event: Event) -> None:
 
 
 def failures(event: Event) -> list[str]:
-    """A line for each error of a failure, with the workers that had it."""
+    """A line for each error of a failure, with the workers that had it, and what comes next."""
     ranks: dict[str, list[str]] = {}
     for rank, error in event["errors"].items():
         ranks.setdefault(error, []).append(str(rank))
-    return [
+    lines = [
         f"{'workers' if len(each) > 1 else 'worker'} {', '.join(each)} failed: {error}"
         for error, each in ranks.items()
     ]
+    if "retry" in event:
+        setting = f"failure.max_failures={event['max_failures']}"
+        lines.append(
+            f"all start again from the newest checkpoint: retry {event['retry']} ({setting})"
+        )
+    return lines
 
 
 @contextmanager
@@ -147,8 +153,7 @@ def finish(outcome: Result, tracker: Tracker, report: Report) -> None:
         report.artifacts["learning_curve"] = str(plot(tracker.events(), report.output_dir))
     report.metrics = summarize(tracker.events()) | returned
     m = report.metrics
-    show_table(
-        report.project,
+    report.show(
         {
             "test accuracy": f"{m['accuracy']:.4f}",
             "test loss": f"{m['loss']:.4f}",
@@ -157,7 +162,6 @@ def finish(outcome: Result, tracker: Tracker, report: Report) -> None:
             "restarts": m["restarts"],
         },
     )
-    show_artifacts(report)
 
 
 def summarize(events: list[Event]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def main(cfg: Config, report: Report) -> None:
         raise SystemExit(0)  # What Ray Train's `fit` makes of Ctrl-C.
     if cfg.action == "ok":
         report.metrics["epochs"] = cfg.train.epochs
+        report.show(report.metrics)
         return
     from tiny_job import actions
 

@@ -64,7 +64,7 @@ class Watch:
             return
         self.furthest = max(self.furthest, step)
         kind = str(event.get("event", "step"))
-        self._context.timeline.add("step", kind, f"{kind} {step}", step=step, event=kind)
+        self._context.timeline.add("step", kind, f"step {step}", step=step, event=kind)
 
     def _decision(self, line: bytes) -> None:
         found = DECISION.search(line)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.tune import Stopper
 from ray_shared.errors import JobError
-from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import open_storage
 
@@ -146,8 +146,7 @@ def show(config: Config, report: Report) -> None:
             f"best {m['best_score']:.4f}, {m['num_trials']:g} trials, "
             f"{m['seconds']:.0f} s; {first}'s best {reached}"
         )
-    show_table(f"{PROJECT}: medians of {config.compare.num_seeds} seed(s)", rows)
-    show_artifacts(report)
+    report.show(rows, f"{PROJECT}: medians of {config.compare.num_seeds} seed(s)")
 
 
 def draw(config: Config, studies: list[dict[str, Any]], directory: Path) -> Path:

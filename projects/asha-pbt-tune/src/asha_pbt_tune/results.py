@@ -15,7 +15,7 @@ from pyarrow.fs import FileType
 from ray.tune.experiment import Trial
 from ray_shared.bundle import write_bundle
 from ray_shared.errors import JobError
-from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.report import Report
 from ray_shared.storage import Storage
 
 from asha_pbt_tune import objectives, plots
@@ -164,8 +164,7 @@ def show(config: Config, report: Report) -> None:
         shown["pruned at epoch"] = reached
     if config.scheduler.name == "pbt" and config.action == "tune":
         shown["exploits"] = f"{m['num_exploits']}, {m['num_perturbations']} values changed"
-    show_table(report.project, shown)
-    show_artifacts(report)
+    report.show(shown)
 
 
 def write_table(config: Config, rows: list[dict[str, Any]], path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.report import Report
 from ray_shared.storage import Storage
 from ray_shared.tracking import Event, Tracker
 
@@ -120,8 +120,7 @@ def show_result(report: Report) -> None:
     }
     if m["num_dropped"]:
         rows["dropped gradients"] = m["num_dropped"]
-    show_table(report.project, rows)
-    show_artifacts(report)
+    report.show(rows)
 
 
 def plot_run(events: Sequence[Event], counts: Counts, path: Path) -> Path:

@@ -13,8 +13,9 @@ import psutil
 from ray.data.exceptions import RayDataUserCodeException, SystemException
 from ray.exceptions import RayError
 from ray_shared.errors import JobError, UserError
-from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.report import Report
 from ray_shared.storage import Storage
+from ray_shared.training import failures
 
 from data_preprocessing.contract import REASONS
 from data_preprocessing.output import SPLITS, is_full
@@ -261,8 +262,7 @@ def show_result(report: Report, counts: Counts) -> None:
     if counts.unreadable:
         names = ", ".join(file.uri.rpartition("/")[2] for file, _ in counts.unreadable)
         rows["unreadable files"] = f"{len(counts.unreadable)} ({names})"
-    show_table(report.project, rows)
-    show_artifacts(report)
+    report.show(rows)
 
 
 def show_round(event: dict[str, Any]) -> None:
@@ -277,8 +277,8 @@ def show_round(event: dict[str, Any]) -> None:
     elif event["event"] == "start" and event["step"]:
         logger.info("%d worker(s) resume after round %d", len(event["workers"]), event["step"])
     elif event["event"] == "failure":
-        for rank, error in event["errors"].items():
-            logger.warning("worker %s failed: %s", rank, error)
+        for line in failures(event):
+            logger.warning("%s", line)
 
 
 def show_model(report: Report) -> None:
@@ -291,5 +291,4 @@ def show_model(report: Report) -> None:
         "restarts": m["restarts"],
         "seconds": f"{m['read_s']:.1f} reading, {m['train_s']:.1f} boosting",
     }
-    show_table(report.project, rows)
-    show_artifacts(report)
+    report.show(rows)

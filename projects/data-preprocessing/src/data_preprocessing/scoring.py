@@ -19,7 +19,7 @@ import polars as pl
 import ray
 import xgboost as xgb
 from ray_shared.bundle import read_bundle
-from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.report import Report
 from ray_shared.runs import record_run, run_name
 from ray_shared.storage import Storage, open_storage
 
@@ -179,5 +179,4 @@ def show_result(report: Report) -> None:
     }
     if "rmse" in m:
         rows["RMSE, minutes"] = f"{m['rmse']:.3f}"
-    show_table(report.project, rows)
-    show_artifacts(report)
+    report.show(rows)

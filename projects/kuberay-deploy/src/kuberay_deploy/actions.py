@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_shared.errors import UserError
-from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.report import Report
 
 from kuberay_deploy import crds, manifests, pods, serve_config
 from kuberay_deploy import overrides as given_overrides
@@ -66,7 +66,7 @@ def render(config: Config, report: Report) -> None:
         "schemas_checked": _has_schemas(config),
     }
     rows = {"manifests": len(plans), "documents": report.metrics["num_documents"]}
-    _show(report, rows | {"checked against": _checked_against(config)})
+    report.show(rows | {"checked against": _checked_against(config)})
 
 
 def validate(config: Config, report: Report) -> None:
@@ -78,12 +78,12 @@ def validate(config: Config, report: Report) -> None:
         "schemas_checked": _has_schemas(config),
     }
     rows = {"manifest": config.manifest, "documents": len(documents)}
-    _show(report, rows | {"checked against": _checked_against(config)})
+    report.show(rows | {"checked against": _checked_against(config)})
 
 
 def rehearse(config: Config, report: Report) -> None:
     """`action=rehearse`: runs a manifest on this machine, and lets things go wrong in it."""
-    _show(report, rehearsing.rehearse(config, report))
+    report.show(rehearsing.rehearse(config, report))
 
 
 def on_ray(config: Config, report: Report) -> None:
@@ -277,7 +277,7 @@ def _submit_to_ray(config: Config, cluster: Any, report: Report) -> None:
         content = serve_config.content(config.storage.path, overrides)
         addresses = deploy.deploy(cluster, content, packages, _timeout_s(config))
         report.metrics["addresses"] = addresses
-        _show(report, addresses)
+        report.show(addresses)
         return
     line = deploy.entrypoint(config.workload.replace("-", "_"), overrides)
     job_id = deploy.submit(cluster, line, packages, config.job.id, config.job.env)
@@ -297,7 +297,7 @@ def _follow_on_ray(config: Config, cluster: Any, job_id: str, report: Report) ->
         "result": outcome.result,
     }
     outcome.check()
-    _show(report, {"job": job_id, "status": report.metrics["status"]})
+    report.show({"job": job_id, "status": report.metrics["status"]})
 
 
 def _follow_on_kubernetes(api: Any, name: str, timeout_s: float | None, report: Report) -> None:
@@ -308,9 +308,4 @@ def _follow_on_kubernetes(api: Any, name: str, timeout_s: float | None, report: 
     if name.startswith("RayJob/"):
         report.metrics["result"] = kubernetes.result(api, name)
     state.check()
-    _show(report, {state.name: state.phase, "cluster": state.cluster})
-
-
-def _show(report: Report, rows: dict[str, Any]) -> None:
-    show_table(PROJECT, rows)
-    show_artifacts(report)
+    report.show({state.name: state.phase, "cluster": state.cluster})

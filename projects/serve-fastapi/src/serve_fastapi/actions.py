@@ -11,7 +11,7 @@ import yaml
 from ray import serve
 from ray._private import worker
 from ray_shared.errors import JobError, UserError
-from ray_shared.report import Report, show_artifacts, show_table
+from ray_shared.report import Report, show_artifacts
 
 from serve_fastapi import app, builtin, load_test, models
 from serve_fastapi.config import PROJECT, Config
@@ -116,7 +116,7 @@ def show_answer(first: dict[str, Any], report: Report) -> None:
         "latency": f"{first['latency_ms']:.1f} ms",
         "start to first answer": f"{report.metrics['first_answer_s']:.1f} s",
     }
-    show_table(PROJECT, shown)
+    report.show(shown)
 
 
 def measure(config: Config, address: str, report: Report) -> None:
@@ -136,7 +136,7 @@ def measure(config: Config, address: str, report: Report) -> None:
     }
     if m["num_failed"]:
         shown["failures"] = json.dumps(m["failures"])
-    show_table(f"{PROJECT}: {config.load.concurrency} at a time", shown)
+    report.show(shown, f"{PROJECT}: {config.load.concurrency} at a time")
 
 
 def write_config(config: Config, report: Report) -> None:
