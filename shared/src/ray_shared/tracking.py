@@ -80,7 +80,7 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
         """Ray's hook: one worker or more failed."""
         errors = {rank: in_a_line(error) for rank, error in worker_exceptions.items()}
         self._failures += 1
-        event = {"event": "failure", "errors": errors}
+        event: Event = {"event": "failure", "errors": errors}
         if self._failures <= self._max_failures or self._max_failures < 0:
             event |= {"retry": self._failures, "max_failures": self._max_failures}
         self.log(event)

@@ -158,7 +158,8 @@ def draw(events: list[Event], path: Path, title: str) -> None:
     bars.invert_yaxis()
     bars.set_title(title, fontsize=10, loc="left")
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in COLORS.values()]
-    bars.legend(handles, COLORS, fontsize=7, loc="lower right", ncols=4)
+    above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
+    bars.legend(handles, COLORS, fontsize=7, ncols=4, **above)
     done = [(e.time_s, e.data["step"]) for e in events if e.kind == "step" and "step" in e.data]
     if done:
         steps.plot(*zip(*done, strict=True), color=JOB_COLOR, marker=".", markersize=3)
@@ -173,7 +174,8 @@ def draw(events: list[Event], path: Path, title: str) -> None:
             axes.axvline(event.time_s, color=color, linewidth=0.8, linestyle="--")
         if event.time_s - labelled > LABEL_ROOM * end:
             place = {"transform": steps.get_xaxis_transform(), "rotation": 90, "va": "top"}
-            steps.text(event.time_s, 1.0, f" {event.text}", fontsize=6, color=color, **place)
+            place |= {"ha": "right", "color": color}
+            steps.text(event.time_s, 0.96, event.text, fontsize=6, **place)
             labelled = event.time_s
     figure.tight_layout()
     figure.savefig(path, dpi=120)
