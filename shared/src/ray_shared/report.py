@@ -20,7 +20,7 @@ RESULT_TO_LOG = "RAY_REF_RESULT_TO_LOG"
 """Environment variable; if set, `result.json` is printed, too: for whoever sees only the log."""
 RESULT_LINE = "ray-ref result: "
 """Begins the line that then holds it."""
-SWEEP_COLUMNS = 4
+SWEEP_COLUMNS = 3
 """How many rows of the jobs' own tables become columns of the sweep's."""
 
 
@@ -146,7 +146,7 @@ def show_sweep(jobs: Sequence[tuple[list[str], Report]]) -> None:
     first = jobs[0][1]
     table = Table(title=f"{first.project}: {len(jobs)} jobs", title_justify="left")
     for name in ("job", "values", "status", *names):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "values")
     for overrides, report in jobs:
         swept = "\n".join(each for each in overrides if each not in common)
         shown = (str(report.shown.get(name, "")) for name in names)
