@@ -22,6 +22,8 @@ RESULT_LINE = "ray-ref result: "
 """Begins the line that then holds it."""
 SWEEP_COLUMNS = 3
 """How many rows of the jobs' own tables become columns of the sweep's."""
+VALUE_WIDTH = 16
+"""Characters of an override that stay in one line of it."""
 
 
 @dataclass
@@ -146,7 +148,7 @@ def show_sweep(jobs: Sequence[tuple[list[str], Report]]) -> None:
     first = jobs[0][1]
     table = Table(title=f"{first.project}: {len(jobs)} jobs", title_justify="left")
     for name in ("job", "values", "status", *names):
-        table.add_column(name, overflow="fold", no_wrap=name == "values")
+        table.add_column(name, overflow="fold", min_width=VALUE_WIDTH if name == "values" else None)
     for overrides, report in jobs:
         swept = "\n".join(each for each in overrides if each not in common)
         shown = (str(report.shown.get(name, "")) for name in names)
