@@ -153,8 +153,9 @@ def show_sweep(jobs: Sequence[tuple[list[str], Report]]) -> None:
         swept = "\n".join(each for each in overrides if each not in common)
         shown = (str(report.shown.get(name, "")) for name in names)
         table.add_row(report.output_dir.name, swept, report.status, *shown)
-    Console().print(table)
-    print(f"sweep: {first.output_dir.parent}")  # noqa: T201 - the last job's log is closed
+    console = Console()
+    console.print(table)
+    console.out(f"sweep: {first.output_dir.parent}", highlight=False)  # In one line, to be copied.
 
 
 def show_artifacts(report: Report) -> None:

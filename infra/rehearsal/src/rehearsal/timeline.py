@@ -174,8 +174,7 @@ def draw(events: list[Event], path: Path, title: str) -> None:
             axes.axvline(event.time_s, color=color, linewidth=0.8, linestyle="--")
         if event.time_s - labelled > LABEL_ROOM * end:
             place = {"transform": steps.get_xaxis_transform(), "rotation": 90, "va": "top"}
-            place |= {"ha": "right", "color": color}
-            steps.text(event.time_s, 0.96, event.text, fontsize=6, **place)
+            steps.text(event.time_s, 0.96, event.text, ha="right", fontsize=6, color=color, **place)
             labelled = event.time_s
     figure.tight_layout()
     figure.savefig(path, dpi=120)

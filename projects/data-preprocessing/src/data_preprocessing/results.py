@@ -15,7 +15,6 @@ from ray.exceptions import RayError
 from ray_shared.errors import JobError, UserError
 from ray_shared.report import Report
 from ray_shared.storage import Storage
-from ray_shared.training import failures
 
 from data_preprocessing.contract import REASONS
 from data_preprocessing.output import SPLITS, is_full
@@ -267,6 +266,9 @@ def show_result(report: Report, counts: Counts) -> None:
 
 def show_round(event: dict[str, Any]) -> None:
     """One line for each event of a training run that a person wants to know about."""
+    # Here, because the tasks import this module, too, and Ray Train takes seconds.
+    from ray_shared.training import failures
+
     if event["event"] == "round":
         logger.info(
             "round %4d  train_rmse %.4f  val_rmse %.4f",
