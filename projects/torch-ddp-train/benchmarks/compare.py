@@ -126,7 +126,7 @@ def run_once(
         events_path.parent.mkdir()
         values = {
             key: dataclasses.asdict(getattr(config, key))
-            for key in ("data", "model", "train", "checkpoint")
+            for key in ("data", "model", "train", "scaling", "checkpoint")
         }
         (directory / "config.json").write_text(json.dumps(values))
         command = ["-m", "torch.distributed.run", f"--nproc-per-node={config.scaling.num_workers}"]
@@ -260,6 +260,7 @@ def plot(ratios: dict[str, Any], path: Path) -> None:
         places = [row + 0.4 * (number - 0.5) for row in range(len(TITLES))]
         bars = ax.barh(places, [ratios[key][peer]["median"] for key in TITLES], 0.4, label=peer)
         ax.bar_label(bars, fmt="%.2f", padding=3)
+    ax.margins(x=0.1)
     ax.axvline(1, color="black", linewidth=1)
     ax.set_yticks(range(len(TITLES)), TITLES.values())
     ax.invert_yaxis()

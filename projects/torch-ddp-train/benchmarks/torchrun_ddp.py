@@ -29,7 +29,6 @@ from torch_ddp_train import data
 from torch_ddp_train.config import DataConfig, ModelConfig, TrainConfig
 from torch_ddp_train.model import build_model, normalize
 
-CPU = torch.device("cpu")
 Batch = tuple[Tensor, Tensor]
 """Normalized images, float32 [B, C, H, W], and labels, int64 [B]."""
 
@@ -53,8 +52,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 class Loader:
     """This process's batches of a split: with the tutorial's loader, or with the project's."""
 
-    def __init__(self, kind: str, images: data.Images, split: str, config: TrainConfig):
-        self.kind, self.images, self.config = kind, images, config
+    def __init__(
+        self, kind: str, images: data.Images, split: str, config: TrainConfig, device: torch.device
+    ):
+        self.kind, self.images, self.config, self.device = kind, images, config, device
         self.split = images.splits[split]
         if kind == "tutorial":
             dataset = ImageDataset(self.split, images.mean, images.std)
@@ -66,7 +67,8 @@ class Loader:
         """The batches of one epoch, in an order of its own."""
         if self.kind == "tutorial":
             self.sampler.set_epoch(epoch)
-            yield from self.loader
+            for pixels, labels in self.loader:
+                yield pixels.to(self.device), labels.to(self.device)
             return
         sampler = data.ShardSampler(
             num_samples=len(self.split.labels),
@@ -80,7 +82,7 @@ class Loader:
         )
         mean, std = self.images.mean, self.images.std
         for images, labels in data.torch_loader(self.split, sampler):
-            yield normalize(images, mean, std, CPU), labels
+            yield normalize(images, mean, std, self.device), labels.to(self.device)
 
 
 class Trainer:
@@ -89,11 +91,13 @@ class Trainer:
     def __init__(self, config: dict[str, Any], kind: str):
         self.config = TrainConfig(**config["train"])
         self.images = data.load(DataConfig(**config["data"]))
-        self.train_loader = Loader(kind, self.images, "train", self.config)
-        self.val_loader = Loader(kind, self.images, "val", self.config)
+        self.device = torch.device("cuda" if config["scaling"]["use_gpu"] else "cpu")
+        self.train_loader = Loader(kind, self.images, "train", self.config, self.device)
+        self.val_loader = Loader(kind, self.images, "val", self.config, self.device)
         torch.manual_seed(self.config.seed)
         model = ModelConfig(**config["model"])
         self.module = build_model(model, self.images.shape[0], len(self.images.classes))
+        self.module.to(self.device)
         self.model = DistributedDataParallel(self.module)
         self.optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
@@ -106,6 +110,11 @@ class Trainer:
         self.step = 0
         self.first_step_at: float | None = None
 
+    def autocast(self) -> torch.autocast:
+        """What the forward pass runs in: bfloat16 where the project's does."""
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
     def lr_factor(self, step: int) -> float:
         """Linear warm-up, then cosine decay, at the middle of `step`: in [0, 1]."""
         done = step + 0.5
@@ -117,17 +126,18 @@ class Trainer:
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Trains for one epoch; `train_s` covers the loop alone, as in the project."""
         self.model.train()
-        sums = torch.zeros(2)
+        sums = torch.zeros(2, device=self.device)
         started = time.perf_counter()
         for images, labels in self.train_loader.epoch(epoch):
-            loss = F.cross_entropy(self.model(images), labels)
+            with self.autocast():
+                loss = F.cross_entropy(self.model(images), labels)
             self.optimizer.zero_grad()
             loss.backward()
             if self.config.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
             self.optimizer.step()
             self.scheduler.step()
-            sums += torch.tensor([loss.item() * len(labels), len(labels)])
+            sums += torch.tensor([loss.item() * len(labels), len(labels)], device=self.device)
             self.step += 1
             self.first_step_at = self.first_step_at or time.time()
         train_s = time.perf_counter() - started
@@ -143,10 +153,10 @@ class Trainer:
     def validate(self) -> float:
         """The share of validation images that are right, over all processes."""
         self.model.eval()
-        sums = torch.zeros(2)
+        sums = torch.zeros(2, device=self.device)
         for images, labels in self.val_loader.epoch(0):
             right = self.module(images).argmax(1) == labels
-            sums += torch.tensor([float(right.sum()), len(labels)])
+            sums += torch.tensor([float(right.sum()), len(labels)], device=self.device)
         dist.all_reduce(sums)
         return float(sums[0] / sums[1])
 
@@ -174,12 +184,15 @@ def train(config: dict[str, Any], kind: str, out: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Tutorial-style DDP training, under torchrun.")
-    parser.add_argument("--config", type=Path, required=True, help="JSON: data, model, train")
+    parser.add_argument("--config", type=Path, required=True, help="JSON: the project's keys")
     parser.add_argument("--loader", choices=("tutorial", "project"), default="tutorial")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one an epoch")
     args = parser.parse_args()
-    dist.init_process_group("gloo")
-    train(json.loads(args.config.read_text()), args.loader, args.out)
+    config = json.loads(args.config.read_text())
+    if config["scaling"]["use_gpu"]:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if config["scaling"]["use_gpu"] else "gloo")
+    train(config, args.loader, args.out)
     dist.destroy_process_group()
     # gloo's threads outlive the group, and now and then one aborts the process while the
     # interpreter is being torn down (https://github.com/pytorch/pytorch/issues/190489).

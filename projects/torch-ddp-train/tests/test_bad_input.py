@@ -80,7 +80,8 @@ def test_more_workers_than_cpus_are_refused_without_starting_ray(start: StartJob
 
 
 def test_absent_gpu_is_refused(start: StartJob):
-    with start("scaling.use_gpu=true", "scaling.num_workers=1") as job:
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    with start("scaling.use_gpu=true", "scaling.num_workers=1", env=hidden) as job:
         assert job.wait() == 2
     assert job.output().strip() == "error: scaling.use_gpu=true: the cluster has no GPU"
     assert job.survivors() == []
