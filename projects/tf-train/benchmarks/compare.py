@@ -156,6 +156,7 @@ def plot(rounds: list[dict[str, dict[str, Any]]], path: Path) -> None:
         places = [row + 0.25 * (number - 1) for row in range(len(TITLES))]
         bars = ax.barh(places, [ratio(rounds, key, peer) for key in TITLES], 0.25, label=peer)
         ax.bar_label(bars, fmt="%.2f", padding=3)
+    ax.margins(x=0.1)
     ax.axvline(1, color="black", linewidth=1)
     ax.set_yticks(range(len(TITLES)), TITLES.values())
     ax.invert_yaxis()
