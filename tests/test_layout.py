@@ -72,7 +72,8 @@ def test_lock_pins_every_package_for_every_platform(project: Path) -> None:
 
 def test_one_version_of_ray_everywhere() -> None:
     pattern = re.compile(r"""(?:\bray(?:\[[\w,]+\])?==|^RAY = ")([\d.]+)""", re.MULTILINE)
-    sources = ["noxfile.py", "shared/pyproject.toml", "infra/doctor/pyproject.toml"]
+    sources = ["noxfile.py", "shared/pyproject.toml"]
+    sources += ["infra/doctor/pyproject.toml", "infra/rehearsal/pyproject.toml"]
     for folder in PROJECTS.values():
         sources += [f"{folder}/pyproject.toml", f"{folder}/requirements.lock"]
     found = {source: set(pattern.findall((ROOT / source).read_text())) for source in sources}

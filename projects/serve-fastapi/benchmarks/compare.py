@@ -8,7 +8,7 @@ missed target is shown as it is.
 
     nox -s bench -- serve-fastapi
     nox -s bench -- serve-fastapi --variant project --variant uvicorn --rounds 1
-    nox -s bench -- serve-fastapi --settings
+    nox -s bench -- serve-fastapi --part settings
 """
 
 import argparse
