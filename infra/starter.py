@@ -57,6 +57,7 @@ def main(name: str, others: list[str], path: str) -> None:
     allowed = "words of small letters and digits, joined by '-': it becomes the project's name"
     refuse(words is None, f"{target}: found {mine!r} at the end, allowed are {allowed}")
     taken = {*sys.stdlib_module_names, *keyword.kwlist, *package_names(project), *others}
+    taken |= set(re.findall(r"^def (\w+)\(session:", (ROOT / "noxfile.py").read_text(), re.M))
     refuse(mine in taken, f"{target}: {mine!r} is the name of something else; choose another")
 
     refuse(shutil.which("git") is None, "git is not installed; the hooks of the copy need it")

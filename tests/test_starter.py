@@ -142,7 +142,7 @@ def test_new_refuses_a_path_inside_the_repository() -> None:
     assert not (ROOT / "projects/my-train").exists()
 
 
-@pytest.mark.parametrize("mine", ["my_own", "My-own", "2nd", "own-", "ray", "queue", "shared"])
+@pytest.mark.parametrize("mine", ["my_own", "My-own", "2nd", "own-", "ray", "queue", "lint"])
 def test_new_refuses_what_cannot_be_the_name_of_a_package(mine: str, tmp_path: Path) -> None:
     done = nox("-s", "new", "--", NAME, str(tmp_path / mine))
     assert done.returncode == 1

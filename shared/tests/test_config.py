@@ -112,7 +112,11 @@ def test_several_values_without_a_sweep_are_refused():
 
 def test_file_in_the_place_of_the_run_directory_is_refused():
     assert refusal(f"hydra.run.dir={__file__}") == (
-        f"hydra.run.dir={__file__}: must be a directory, and is a file"
+        f"hydra.run.dir={__file__}: must be a directory that can be written, and {__file__} is none"
+    )
+    inside = f"{__file__}/${{now:%H}}"
+    assert refusal(f"hydra.run.dir={inside}") == (
+        f"hydra.run.dir={inside}: must be a directory that can be written, and {__file__} is none"
     )
 
 

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray_shared import training
 from ray_shared.errors import JobError
 from ray_shared.groups import TrackingConfig
@@ -91,6 +93,17 @@ def test_failures_say_whether_the_workers_start_again(tmp_path: Path):
     shown = [training.failures(e)[1:] for e in tracker.events() if e["event"] == "failure"]
     again = "all start again from the newest checkpoint: retry {} (failure.max_failures=2)"
     assert shown == [[again.format(1)], [again.format(2)], []]
+
+
+def test_preempted_nodes_do_not_count(tmp_path: Path):
+    tracker = Tracker(TrackingConfig("jsonl", 0, None), tmp_path, "x", "run")
+    tracker.start({"failure": {"max_failures": 1}})
+    lost = RayActorError(preempted=True)
+    tracker.after_exception(None, {0: WorkerHealthCheckFailedError("lost", lost)})
+    tracker.after_exception(None, {0: OSError("gone")})
+    shown = [training.failures(e)[1] for e in tracker.events() if e["event"] == "failure"]
+    assert shown[0].startswith("a node was taken away: all start again")
+    assert shown[1].endswith("retry 1 (failure.max_failures=1)")
 
 
 def test_reason_names_the_type_of_the_workers_exception():

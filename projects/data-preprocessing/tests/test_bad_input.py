@@ -37,6 +37,7 @@ from .conftest import StartJob
         (["scaling.num_workers=0"], "scaling.num_workers=0: must be >= 1"),
         (["score.num_actors=0"], "score.num_actors=0: must be >= 1"),
         (["dataset=runs/x"], "dataset=runs/x: only with action=train"),
+        (["action=train", "data.path=x"], "data.path=x: action=train reads prepared rows"),
         (["action=fly"], "action=fly: must be one of prepare, train, score"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -115,6 +116,8 @@ def test_nothing_to_train_on(start: StartJob, tmp_path: Path):
 def test_nothing_to_score_with(start: StartJob, tmp_path: Path):
     message = refused(start, "action=score")
     assert message == f"score.bundle=null: no finished run of action=train in {tmp_path}/runs"
+    message = refused(start, "action=score", "storage.path=/dev/null")
+    assert message.startswith("storage.path=/dev/null: not writable: ")
     message = refused(start, "action=score", f"score.bundle={tmp_path}/nowhere")
     assert message == f"score.bundle={tmp_path}/nowhere: no bundle there"
 

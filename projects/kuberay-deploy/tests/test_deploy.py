@@ -163,13 +163,21 @@ def test_log_goes_on_where_it_broke_off(
     assert lines == [f"line {i}\n" for i in range(1, 7)]
 
 
-def test_job_that_is_waited_for_in_vain_goes_on_until_it_is_stopped(cluster: Dashboard) -> None:
+def test_job_that_is_waited_for_in_vain_goes_on_until_it_is_stopped(
+    cluster: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = deploy.submit(cluster, "sleep 600", [])
     running_now = lambda: deploy.details(cluster, job_id).status == JobStatus.RUNNING  # noqa: E731
     wait_for(running_now, "running job")
     with pytest.raises(JobError, match=f"job {job_id} is still RUNNING after 1 s: it goes on"):
         deploy.wait(cluster, job_id, 1)
     assert running_now()
+    ask = cluster.get_job_info
+    with monkeypatch.context() as patch:  # From the second look on: as a head that was restarted.
+        names = iter([job_id])
+        patch.setattr(cluster, "get_job_info", lambda _: ask(next(names, "forgotten")))
+        with pytest.raises(JobError, match=f"job {job_id}: the cluster has lost it"):
+            deploy.wait(cluster, job_id, LONG_S)
     assert deploy.stop(cluster, job_id, LONG_S) == JobStatus.STOPPED
     with pytest.raises(JobError, match=f"job {job_id} was stopped"):
         deploy.wait(cluster, job_id, LONG_S).check()

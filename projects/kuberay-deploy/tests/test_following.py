@@ -99,6 +99,21 @@ def test_wait_outlasts_a_server_that_is_away_for_a_moment(fake: FakeApi, submitt
     assert len(asked) == 3
 
 
+def test_job_that_is_deleted_meanwhile_ends_the_wait(submitted: Api) -> None:
+    get, asked = submitted.get, []
+
+    def once(*args: Any) -> Any:
+        found = get(*args)
+        if not asked:
+            asked.append(args)
+            submitted.delete(found)
+        return found
+
+    submitted.get = once  # type: ignore[method-assign]
+    with pytest.raises(JobError, match="RayJob/train: deleted while it was waited for"):
+        kubernetes.wait(submitted, "RayJob/train", 30)
+
+
 def test_server_that_stays_away_ends_the_wait(
     fake: FakeApi, submitted: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

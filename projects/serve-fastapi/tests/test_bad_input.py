@@ -22,6 +22,9 @@ from .conftest import StartJob
         (["scale.ingress.max=0"], "scale.ingress.max=0: must be >= 1 and >= scale.ingress.min"),
         (["scale.ingress.min=9", "scale.ingress.max=9"], "scale.ingress.min=9: each needs 0.5 CPU"),
         (["batch.max_rows=0"], "batch.max_rows=0: must be >= 1"),
+        (["limits.max_rows=10001"], "limits.max_rows=10001: must be 1 to 10000"),
+        (["storage.path=/dev/null"], "storage.path=/dev/null: not writable: "),
+        (["storage.path=~nobody-here/x"], "storage.path=~nobody-here/x: no such user"),
         (["limits.deadline_s=0"], "limits.deadline_s=0.0: must be > 0"),
         (["log.requests=some"], "log.requests=some: must be one of none, errors, all"),
         (["load.address=there:80"], "load.address=there:80: must be null or http://host:port"),
@@ -30,6 +33,14 @@ from .conftest import StartJob
         (["serve.host=203.0.113.1", "security.allow_open=true"], "serve.host=203.0.113.1 "),
         (
             ["security.keys_file=nowhere"],
+            "security.keys_file=nowhere: cannot be read: No such file",
+        ),
+        (
+            [
+                "action=load_test",
+                "load.address=http://127.0.0.1:1",
+                "security.keys_file=nowhere",
+            ],
             "security.keys_file=nowhere: cannot be read: No such file",
         ),
         (["+models.bundles.mine=nowhere"], "models.bundles.mine=nowhere: "),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 from serve_fastapi import images, schemas
+from serve_fastapi.config import MAX_ROWS
 
 from .local import LocalService, make_app
 from .test_api import DIGITS, GOOD, TRIP, get, picture, post, upload
@@ -208,9 +209,9 @@ def test_first_error_of_a_list_is_the_only_one(
     [(schemas.TripsBatch, "trips", TRIP), (schemas.DigitsBatch, "images", [[0]])],
 )
 def test_batch_that_is_too_long_is_refused(batch: type[schemas.Strict], key: str, row: Any):
-    batch.model_validate({key: [row] * schemas.MAX_ROWS})
+    batch.model_validate({key: [row] * MAX_ROWS})
     with pytest.raises(ValidationError, match="at most 10000 items") as raised:
-        batch.model_validate({key: [row] * (schemas.MAX_ROWS + 1)})
+        batch.model_validate({key: [row] * (MAX_ROWS + 1)})
     assert [error["type"] for error in raised.value.errors()] == ["too_long"]
 
 
@@ -284,7 +285,7 @@ def test_openapi_page_says_what_is_taken(service: LocalService):
     assert (at["type"], at["format"]) == ("string", "date-time")
     for name, key in (("TripsBatch", "trips"), ("DigitsBatch", "images")):
         rows = found[name]["properties"][key]
-        assert (rows["type"], rows["minItems"], rows["maxItems"]) == ("array", 1, schemas.MAX_ROWS)
+        assert (rows["type"], rows["minItems"], rows["maxItems"]) == ("array", 1, MAX_ROWS)
 
 
 def test_name_of_an_unknown_field_is_cut(service: LocalService):

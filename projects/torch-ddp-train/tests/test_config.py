@@ -71,6 +71,13 @@ def test_wrong_value_is_refused_by_key(override: str, message: str):
     assert str(error.value).startswith(message)
 
 
+def test_stream_has_no_checkpoints_inside_an_epoch():
+    with pytest.raises(UserError) as error:
+        compose(Config, CONF, ["experiment=streaming", "checkpoint.every_steps=5"])
+    sentence = "checkpoint.every_steps=5: must be 0 with data.loader=ray"
+    assert str(error.value).startswith(sentence)
+
+
 def test_data_path_does_not_depend_on_a_workers_directory():
     config = compose(Config, CONF, ["data=cifar10", "data.path=some/files"])
     assert config.data.path == str(Path("some/files").absolute())

@@ -9,6 +9,7 @@ Source: https://hydra.cc/docs/1.3/advanced/compose_api/
 import dataclasses
 import functools
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -69,10 +70,15 @@ def main(
             args, options = get_args_parser().parse_known_args()
             only_shows = args.help or args.hydra_help or args.info or args.shell_completion
             run_names: set[object] = set()
+            outputs = (
+                ("hydra.sweep.dir", "multirun") if args.multirun else ("hydra.run.dir", "outputs")
+            )
             try:
                 if options:
                     hint = "a value is set without dashes: key=value"
                     raise UserError(f"{options[0]}: no such option; {hint}")
+                if not only_shows and not any(o.startswith(outputs[0]) for o in args.overrides):
+                    _check_output_dir(*outputs)
                 for overrides in [] if only_shows else _combinations(args.overrides, args.multirun):
                     name = args.config_name or "config"
                     config = compose(schema, conf, overrides, name, args.config_dir)
@@ -140,8 +146,7 @@ def compose(
             for override in parsed:
                 key = override.key_or_group
                 if key in ("hydra.run.dir", "hydra.sweep.dir"):
-                    ok = not Path(str(override.value())).is_file()
-                    check(ok, key, override.value(), "a directory, and is a file")
+                    _check_output_dir(key, str(override.value()))
                 if key.split("/")[0].split(".")[0] != "hydra" and key not in groups:
                     for each in _override_keys(key, override.value()):
                         _check_key(each, schema, groups)
@@ -188,6 +193,14 @@ def _combinations(overrides: list[str], multirun: bool) -> list[list[str]]:
     except HydraException as error:
         raise UserError(config_errors.sentence(error)) from None
     return [combination for batch in batches for combination in batch]
+
+
+def _check_output_dir(key: str, value: str) -> None:
+    """Hydra makes its directory by itself, and answers with a traceback if it cannot."""
+    path = Path(value).absolute()
+    there = next(p for p in (path, *path.parents) if p.exists())
+    ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    check(ok, key, value, f"a directory that can be written, and {there} is none")
 
 
 def _parse(override: str) -> Override:

@@ -4,6 +4,7 @@ Source: https://arrow.apache.org/docs/python/filesystems.html and
 https://docs.ray.io/en/releases-2.60.0/train/user-guides/persistent-storage.html
 """
 
+import contextlib
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
@@ -89,6 +90,18 @@ class Storage:
         copy_files(self.path, str(directory), source_filesystem=self.filesystem)
 
 
+def local_path(key: str, path: str) -> str:
+    """The absolute form of a path on this machine; `~` is the home directory.
+
+    Raises:
+        UserError: If there is no user of the name after `~`. It names `key`.
+    """
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:
+        raise UserError(f"{key}={path}: no such user") from None
+
+
 def open_storage(path: str, retries: int = S3_RETRIES, key: str = "storage.path") -> Storage:
     """Opens a directory or file without touching it.
 
@@ -107,8 +120,8 @@ def open_storage(path: str, retries: int = S3_RETRIES, key: str = "storage.path"
 
     scheme, separator, rest = path.partition("://")
     if not separator:
-        local = Path(path).expanduser().absolute()
-        return Storage(fs.LocalFileSystem(), str(local), str(local))
+        local = local_path(key, path)
+        return Storage(fs.LocalFileSystem(), local, local)
     if scheme == "file":
         return open_storage(rest, retries, key)
     if scheme not in CLOUD_SCHEMES:
@@ -159,7 +172,7 @@ def probe(path: str) -> None:
         raise UserError(f"storage.path={path}: not writable: {reason_of(error)}") from None
     finally:
         for directory in made:
-            if directory.is_dir():
+            with contextlib.suppress(OSError):  # Gone, or another job has put something there.
                 directory.rmdir()
 
 

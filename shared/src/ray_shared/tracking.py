@@ -79,8 +79,11 @@ class Tracker(UserCallback):  # type: ignore[misc] # Ray's decorator hides the c
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray's hook: one worker or more failed."""
         errors = {rank: in_a_line(error) for rank, error in worker_exceptions.items()}
-        self._failures += 1
         event: Event = {"event": "failure", "errors": errors}
+        if any(map(_preempted, worker_exceptions.values())):
+            self.log(event | {"preempted": True})  # Counted apart by Ray Train, without a limit.
+            return
+        self._failures += 1
         if self._failures <= self._max_failures or self._max_failures < 0:
             event |= {"retry": self._failures, "max_failures": self._max_failures}
         self.log(event)
@@ -220,6 +223,11 @@ def in_a_line(error: Exception) -> str:
     line = (str(error).strip() or "no message").splitlines()[-1]
     name = type(error).__name__
     return line if line.startswith(f"{name}: ") else f"{name}: {line}"
+
+
+def _preempted(error: Exception) -> bool:
+    """Whether a worker died because its node was taken away; Ray Train asks the same."""
+    return bool(getattr(getattr(error, "health_check_failure", error), "preempted", False))
 
 
 def read_events(path: Path) -> list[Event]:

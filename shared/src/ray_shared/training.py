@@ -103,6 +103,8 @@ def failures(event: Event) -> list[str]:
         f"{'workers' if len(each) > 1 else 'worker'} {', '.join(each)} failed: {error}"
         for error, each in ranks.items()
     ]
+    if event.get("preempted"):
+        lines.append("a node was taken away: all start again from the newest checkpoint")
     if "retry" in event:
         setting = f"failure.max_failures={event['max_failures']}"
         lines.append(

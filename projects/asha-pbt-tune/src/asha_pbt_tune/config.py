@@ -2,11 +2,11 @@
 
 import difflib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ray_shared.errors import UserError, check
 from ray_shared.groups import ClusterConfig, RunConfig, StorageConfig
+from ray_shared.storage import local_path
 
 from asha_pbt_tune import pairs, space
 from asha_pbt_tune.hyperparameters import DATASETS, OBJECTIVES, REGRESSION_METRICS, VARIANTS
@@ -55,7 +55,7 @@ class ObjectiveConfig:
             check(ok, "objective.schedule", change, allowed)
         if self.path is not None and "://" not in self.path:
             # Once and for all, on the driver: a trial has a directory of its own.
-            self.path = str(Path(self.path).expanduser().absolute())
+            self.path = local_path("objective.path", self.path)
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -112,8 +112,8 @@ class SchedulerConfig:
     grace_epochs: int
     """asha: the first rung: epochs that every trial gets. At least 1."""
     reduction_factor: int
-    """asha: of the trials at a rung, about one in so many goes on; and the next rung is at so many
-    times the epochs. At least 2."""
+    """asha: a trial goes on from a rung if it is among the best one in so many that came there so
+    far; and the next rung is at so many times the epochs. At least 2."""
     perturbation_epochs: int
     """pbt: epochs between two looks at whether a trial takes over from a better one."""
     quantile_fraction: float

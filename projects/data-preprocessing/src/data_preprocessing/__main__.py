@@ -26,13 +26,13 @@ def preflight(cfg: Config) -> None:
     from data_preprocessing import earlier, reading, zones
 
     cluster.check_planned(cfg.cluster, demand(cfg))
-    if cfg.data.path is not None and cfg.action != "train":
+    if cfg.data.path is not None:
         reading.find_files(cfg.data.path)
     if cfg.action == "prepare":
         zones.load_zones(cfg.data.zones)
+    storage.probe(cfg.storage.path)
     if cfg.action == "score":
         earlier.find_bundle(cfg)
-    storage.probe(cfg.storage.path)
     runs = storage.open_storage(cfg.storage.path)
     check_run(cfg.run, runs, earlier.locked(cfg), snapshot=RECORD)
 

@@ -245,6 +245,10 @@ class Config:
             raise UserError("data.zones=null: trips of your own need their table of zones")
         if self.dataset is not None and self.action != "train":
             raise UserError(f"dataset={self.dataset}: only with action=train")
+        if self.data.path is not None and self.action == "train":
+            raise UserError(
+                f"data.path={self.data.path}: action=train reads prepared rows; dataset names them"
+            )
 
     def locked(self) -> dict[str, Any]:
         """What a run of the same name must not change; see also `earlier.locked`."""

@@ -6,8 +6,8 @@ REST API). Both go over HTTP to the dashboard, so this machine needs neither to 
 hold the workload's libraries. The workload's own code travels with the request; what it imports
 comes with the cluster's image.
 
-    python -m kuberay_deploy action=submit target=ray workload=torch-ddp-train wait=true \
-        cluster=existing cluster.address=http://127.0.0.1:8265
+    python -m kuberay_deploy action=submit target=ray workload=torch-ddp-train profile=dev \
+        wait=true cluster=existing cluster.address=http://127.0.0.1:8265
 
 Source: https://docs.ray.io/en/releases-2.60.0/cluster/running-applications/job-submission/sdk.html,
 https://docs.ray.io/en/releases-2.60.0/serve/api/index.html#serve-rest-api and
@@ -130,7 +130,7 @@ def wait(
 
     Raises:
         UserError: If there is no such job.
-        JobError: If it does not end in time, or the dashboard stays away.
+        JobError: If it does not end in time, if the cluster loses it, or the dashboard stays away.
     """
     log = JobLog(write or (lambda _: None))
     info = asyncio.run(_wait(dashboard, job_id, timeout_s, log))
@@ -157,6 +157,9 @@ async def _wait(dashboard: Dashboard, job_id: str, timeout_s: float, log: JobLog
                 except JobError:
                     if time.monotonic() - seen > PATIENCE_S:
                         raise
+                except UserError as error:  # It was there a moment ago.
+                    reason = "the cluster has lost it; was its head started anew?"
+                    raise JobError(f"job {job_id}: {reason}") from error
         ended.set()
         await asyncio.wait([following], timeout=LOG_END_S)
     except TimeoutError:

@@ -167,7 +167,7 @@ def wait(api: Api, reference: str, timeout_s: float | None) -> State:
 
     Raises:
         UserError: If there is no such resource.
-        JobError: If that takes longer, or the API server stays away.
+        JobError: If that takes longer, if it is deleted, or the API server stays away.
     """
     document = _find(api, reference)
     now = state_of(document)
@@ -190,6 +190,8 @@ def wait(api: Api, reference: str, timeout_s: float | None) -> State:
         except JobError:
             if time.monotonic() - seen > PATIENCE_S:
                 raise
+        except UserError as error:  # It was there a moment ago.
+            raise JobError(f"{reference}: deleted while it was waited for") from error
     return now
 
 

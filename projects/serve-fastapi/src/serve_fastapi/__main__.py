@@ -1,6 +1,6 @@
 """Serves models over HTTP: `python -m serve_fastapi serve.block=true`."""
 
-from ray_shared import cluster, config
+from ray_shared import cluster, config, storage
 from ray_shared.report import Report
 
 from serve_fastapi import security
@@ -26,7 +26,11 @@ def preflight(cfg: Config) -> None:
     if cfg.starts_application:
         security.check_keys(cfg.serve, cfg.security)
         check_port(cfg)
+        if not cfg.models.bundles and cfg.cluster.mode != "existing":
+            storage.probe(cfg.storage.path)  # The small models are made there.
         cluster.check_planned(cfg.cluster, demand(cfg))
+    elif cfg.action == "load_test":
+        security.read_keys(cfg.security.keys_env, cfg.security.keys_file)
     if cfg.models.bundles:
         from serve_fastapi import models  # Here, because NumPy takes time to import.
 

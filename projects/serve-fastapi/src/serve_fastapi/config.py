@@ -3,17 +3,19 @@
 import ipaddress
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ray_shared.errors import UserError, check
 from ray_shared.groups import ClusterConfig, StorageConfig
+from ray_shared.storage import local_path
 
 PROJECT = "serve-fastapi"
 ACTIONS = ("serve", "deploy", "load_test", "config")
 FRONTS = ("auto", "haproxy", "python")
 KINDS = ("digits", "trips", "health")
 LOGS = ("none", "errors", "all")
+MAX_ROWS = 10_000
+"""The most rows that a request can have, whatever `limits.max_rows`: more are not even read."""
 
 
 @dataclass
@@ -117,7 +119,7 @@ class LimitsConfig:
     max_body_bytes: int
     """The longest request body. At least 1,024."""
     max_rows: int
-    """The most rows in one request to a `/batch` route. At least 1."""
+    """The most rows in one request to a `/batch` route. 1 to 10,000."""
     deadline_s: float
     """Seconds until a request, or the next rows of a `/batch`, are given up with 504. More than
     0."""
@@ -131,7 +133,7 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         body = self.max_body_bytes
         check(body >= 1024, "limits.max_body_bytes", body, ">= 1024")
-        check(self.max_rows >= 1, "limits.max_rows", self.max_rows, ">= 1")
+        check(1 <= self.max_rows <= MAX_ROWS, "limits.max_rows", self.max_rows, f"1 to {MAX_ROWS}")
         check(self.deadline_s > 0, "limits.deadline_s", self.deadline_s, "> 0")
         check(self.max_ongoing >= 1, "limits.max_ongoing", self.max_ongoing, ">= 1")
         check(self.per_minute >= 0, "limits.per_minute", self.per_minute, ">= 0")
@@ -256,15 +258,19 @@ class Config:
         sections = ("storage", "serve", "scale", "batch", "limits", "security", "models", "log")
         settings = {name: asdict(getattr(self, name)) for name in sections}
         # A replica works in another directory than the command.
-        settings["storage"]["path"] = _absolute(self.storage.path)
-        settings["security"]["keys_file"] = _absolute(self.security.keys_file)
-        bundles = self.models.bundles
-        settings["models"]["bundles"] = {name: _absolute(path) for name, path in bundles.items()}
+        settings["storage"]["path"] = _absolute("storage.path", self.storage.path)
+        if self.security.keys_file is not None:
+            file = _absolute("security.keys_file", self.security.keys_file)
+            settings["security"]["keys_file"] = file
+        settings["models"]["bundles"] = {
+            name: _absolute(f"models.bundles.{name}", path)
+            for name, path in self.models.bundles.items()
+        }
         return settings
 
 
-def _absolute(path: str | None) -> str | None:
-    return path if path is None or "://" in path else str(Path(path).absolute())
+def _absolute(key: str, path: str) -> str:
+    return path if "://" in path else local_path(key, path)
 
 
 def _one_of(names: Any) -> str:

@@ -8,6 +8,7 @@ A bundle's hashes are checked before anything in it is used. Nothing is unpickle
 import hashlib
 import json
 import math
+import os
 import tempfile
 import threading
 from collections import OrderedDict
@@ -275,7 +276,7 @@ FRAMEWORKS: dict[str, Callable[[Bundle, Path, int], Infer]] = {
 def _local(path: str) -> Iterator[Path]:
     """The bundle as a directory on this machine."""
     if "://" not in path:
-        yield Path(path)
+        yield Path(os.path.expanduser(path))  # noqa: PTH111 - no such user: not found
         return
     with tempfile.TemporaryDirectory() as name:
         open_storage(path).download(Path(name))

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
+from serve_fastapi.config import MAX_ROWS
+
 MAX_SIDE = 256
 """The most pixels along a side of an image."""
-MAX_ROWS = 10_000
-"""The most images or trips of a batch, whatever `limits.max_rows` allows."""
 DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d", re.ASCII)
 
 

@@ -1,7 +1,6 @@
 """The schema of the configuration: types, units and ranges. The values are in `conf/`."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ray_shared.errors import UserError, check
@@ -14,6 +13,7 @@ from ray_shared.groups import (
     StorageConfig,
     TrackingConfig,
 )
+from ray_shared.storage import local_path
 
 PROJECT = "tf-train"
 METRICS = ("val_accuracy", "val_loss")
@@ -53,7 +53,7 @@ class DataConfig:
             check(self.num_classes == 10, "data.num_classes", self.num_classes, "10 for digits")
         if self.path:
             # Once and for all, on the driver: Ray Train's workers have a directory of their own.
-            self.path = str(Path(self.path).expanduser().absolute())
+            self.path = local_path("data.path", self.path)
 
 
 @dataclass

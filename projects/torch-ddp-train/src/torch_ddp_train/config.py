@@ -1,7 +1,6 @@
 """The schema of the configuration: types, units and ranges. The values are in `conf/`."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ray_shared.errors import UserError, check
@@ -14,6 +13,7 @@ from ray_shared.groups import (
     StorageConfig,
     TrackingConfig,
 )
+from ray_shared.storage import local_path
 
 PROJECT = "torch-ddp-train"
 METRICS = ("val_accuracy", "val_loss", "train_accuracy", "train_loss")
@@ -28,7 +28,7 @@ class DataConfig:
     path: str | None
     """cifar10: the directory of the official binary files."""
     loader: str
-    """`torch`: the data set in each worker's memory; `ray`: streamed by Ray Data."""
+    """`torch`: from each worker's memory; `ray`: read, decoded and split by Ray Data meanwhile."""
     prefetch_batches: int
     """`ray` loader: batches fetched ahead. At least 0."""
     split_seed: int
@@ -44,7 +44,7 @@ class DataConfig:
             raise UserError(f"data.path={self.path}: data=digits reads no files; use data=cifar10")
         if self.path:
             # Once and for all, on the driver: Ray Train's workers have a directory of their own.
-            self.path = str(Path(self.path).expanduser().absolute())
+            self.path = local_path("data.path", self.path)
 
 
 @dataclass
@@ -130,6 +130,10 @@ class Config:
         better = "min" if self.checkpoint.metric.endswith("loss") else "max"
         allowed = f"{better} for checkpoint.metric={self.checkpoint.metric}"
         check(self.checkpoint.mode == better, "checkpoint.mode", self.checkpoint.mode, allowed)
+        every_steps = self.checkpoint.every_steps
+        ok = every_steps == 0 or self.data.loader == "torch"
+        allowed = "0 with data.loader=ray: a stream cannot start in the middle"
+        check(ok, "checkpoint.every_steps", every_steps, allowed)
 
     def locked(self) -> dict[str, Any]:
         """What a resumed run must not change: its weights, or its scores, would mean nothing."""

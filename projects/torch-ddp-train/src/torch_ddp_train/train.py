@@ -162,9 +162,6 @@ def resume(worker: Worker) -> None:
     worker.position = ckpt.restore(
         chosen, worker.module, worker.optimizer, worker.rank, worker.device
     )
-    if worker.config.data.loader == "ray":
-        # Ray Data cannot start in the middle: the interrupted epoch begins anew.
-        worker.position.offset = 0
 
 
 def first_intact(worker: Worker, checkpoints: list[ray.train.Checkpoint]) -> int:
@@ -250,7 +247,8 @@ def after_step(worker: Worker, sums: torch.Tensor, lr: float) -> None:
         # Not in the background: the run may not get ahead of what it says.
         ray.train.report(event)
     due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
-    preempted = worker.watch.look()
+    # A stream cannot start in the middle: nothing to save inside an epoch.
+    preempted = config.data.loader == "torch" and worker.watch.look()
     if due or preempted:
         finite_sums(sums)
         event = {"event": "checkpoint", "step": step, "epoch": worker.position.epoch}
