@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from ray_shared.testing import free_port
+from ray_shared.testing import free_port, start_job
 
 from .conftest import StartJob
 
@@ -23,8 +23,6 @@ from .conftest import StartJob
         (["scale.ingress.min=9", "scale.ingress.max=9"], "scale.ingress.min=9: each needs 0.5 CPU"),
         (["batch.max_rows=0"], "batch.max_rows=0: must be >= 1"),
         (["limits.max_rows=10001"], "limits.max_rows=10001: must be 1 to 10000"),
-        (["storage.path=/dev/null"], "storage.path=/dev/null: not writable: "),
-        (["storage.path=~nobody-here/x"], "storage.path=~nobody-here/x: no such user"),
         (["limits.deadline_s=0"], "limits.deadline_s=0.0: must be > 0"),
         (["log.requests=some"], "log.requests=some: must be one of none, errors, all"),
         (["load.address=there:80"], "load.address=there:80: must be null or http://host:port"),
@@ -59,6 +57,19 @@ def test_port_in_use_is_refused(start: StartJob):
             assert job.refusal() == (
                 f"serve.host=127.0.0.1 serve.port={port}: Address already in use"
             )
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("/dev/null", "storage.path=/dev/null: not writable: "),
+        ("'~nobody-here/x'", "storage.path=~nobody-here/x: no such user"),
+    ],
+)
+def test_small_models_need_a_directory(ray_tmpdir: Path, tmp_path: Path, value: str, sentence: str):
+    overrides = ["serve.port=0", f"storage.path={value}"]
+    with start_job("serve_fastapi", overrides, tmp_path) as job:
+        assert job.refusal().startswith(sentence)
 
 
 def test_short_key_is_refused(start: StartJob):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,3 +103,15 @@ def test_haproxy_does_not_start_if_it_would_be_open(haproxy: Any, section: str):
 def test_slow_clients_are_not_waited_for(haproxy: Any):
     with environment(compose(Config, "serve_fastapi.conf")):
         assert os.environ["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "60"
+
+
+@linux
+def test_sockets_have_a_short_path_wherever_temporary_files_lie(
+    haproxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with environment(compose(Config, "serve_fastapi.conf")):
+        socket = Path(os.environ["RAY_SERVE_HAPROXY_SOCKET_PATH"])
+        assert len(str(socket.parent)) < 23 + len("/h-12345678") <= len(str(tmp_path))
+    assert not socket.parent.exists()

@@ -82,9 +82,10 @@ def environment(config: Config) -> Iterator[None]:
     it is removed at the end of the block.
     """
     wanted = variables(config)
-    parent = os.environ.get("RAY_TMPDIR", "/tmp")
     # A socket's path has at most 97 characters in HAProxy, and Ray puts 57 of its own into it.
-    with tempfile.TemporaryDirectory(prefix="h-", dir=parent if len(parent) < 23 else None) as name:
+    places = (os.environ.get("RAY_TMPDIR", "/tmp"), tempfile.gettempdir(), "/tmp")
+    parent = next(place for place in places if len(place) < 23)
+    with tempfile.TemporaryDirectory(prefix="h-", dir=parent) as name:
         if uses_haproxy(config):
             wanted = wanted | _haproxy(Path(name))
         added = {k: value for k, value in wanted.items() if k not in os.environ}
