@@ -11,13 +11,14 @@ from kuberay_deploy import rehearse
 from ray_shared.errors import UserError
 from ray_shared.report import Report
 
+from .checked import REPOSITORY
 from .conftest import StartJob
 from .rendered import configured
 
 REHEARSE = "action=rehearse"
 
-with_rehearsal = pytest.mark.skipif(
-    importlib.util.find_spec("rehearsal") is None, reason="a starter has no rehearsal beside it"
+in_the_repository = pytest.mark.skipif(
+    REPOSITORY is None, reason="a starter has neither the workloads nor the rehearsal"
 )
 
 
@@ -26,7 +27,7 @@ def rendered(*overrides: str) -> dict:
     return list(documents)[-1]
 
 
-@with_rehearsal
+@in_the_repository
 def test_training_asks_for_as_many_workers_as_are_rehearsed():
     spec = rendered("workload=torch-ddp-train")["spec"]
     words = shlex.split(spec["entrypoint"])
@@ -36,13 +37,13 @@ def test_training_asks_for_as_many_workers_as_are_rehearsed():
     assert (group["replicas"], group["maxReplicas"]) == (2, 2)
 
 
-@with_rehearsal
+@in_the_repository
 def test_several_workers_in_each_pod_stay_several():
     spec = rendered("workload=core-parameter-server", "rehearse.max_workers=1")["spec"]
     assert "scaling.num_workers=2" in shlex.split(spec["entrypoint"])
 
 
-@with_rehearsal
+@in_the_repository
 def test_profile_and_more_workers_are_taken_as_given():
     chosen = ["workload=torch-ddp-train", "profile=dev", "rehearse.max_workers=8"]
     spec = rendered(*chosen)["spec"]
@@ -50,7 +51,7 @@ def test_profile_and_more_workers_are_taken_as_given():
     assert rendered("workload=serve-fastapi")["metadata"]["name"] == "serve-fastapi-dev"
 
 
-@with_rehearsal
+@in_the_repository
 def test_job_reports_every_step_unless_something_else_is_asked_for():
     def given(workload, *overrides):
         words = shlex.split(rendered(f"workload={workload}", *overrides)["spec"]["entrypoint"])
@@ -71,7 +72,7 @@ def test_workload_without_tracking_is_asked_for_no_steps(tmp_path):
     assert rehearse.tracks_steps(chosen)
 
 
-@with_rehearsal
+@in_the_repository
 def test_secret_does_not_come_into_the_report(tmp_path):
     chosen = [f"manifest={tmp_path / 'none.yaml'}", 'rehearse.secrets=["keys/key=a-long-one"]']
     config = configured(REHEARSE, *chosen)
