@@ -18,6 +18,7 @@ with Deadline(2) as deadline:
 """
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("calls", "code"),
     [
