@@ -192,17 +192,19 @@ class Ingress:
         if self.here is not None:
             return await self.run_here(self.here, name, rows)
         for attempt in range(ATTEMPTS):
-            responses: list[Any] = [rows]
-            for stage in self.stages:
-                # The response of one is the argument of the next: Serve passes the value on.
-                responses.append(stage.options(multiplexed_model_id=name).remote(responses[-1]))
+            data: Any = rows
             try:
-                answers: list[dict[str, Any]] = await responses[-1]
+                for stage in self.stages:
+                    # Not with the response of one as the argument of the next: if a replica died
+                    # with it, Ray Serve 2.60 would ask for it again and again, for ever.
+                    response = stage.options(multiplexed_model_id=name).remote(data)
+                    try:
+                        data = await response
+                    except asyncio.CancelledError:  # Nobody waits for it any more.
+                        response.cancel()
+                        raise
+                answers: list[dict[str, Any]] = data
                 return answers
-            except asyncio.CancelledError:  # Nobody waits for it any more.
-                for response in responses[1:]:
-                    response.cancel()
-                raise
             except RayActorError:  # A replica has died. To predict twice does no harm.
                 if attempt == ATTEMPTS - 1:
                     raise
