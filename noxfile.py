@@ -245,9 +245,16 @@ def project_folder(session: nox.Session, name: str) -> str:
 @nox.session
 def contracts(session: nox.Session) -> None:
     """Test what holds across projects; the faults tier tests each copied starter as a whole."""
-    pip_install(session, [["nox", "pytest", "pytest-timeout", RUFF, *INFRA]], [])
+    pytest = ["pytest", "pytest-timeout", "pytest-xdist"]
+    pip_install(session, [["nox", *pytest, RUFF, *INFRA]], [])
     two_at_a_time(lambda name: environment(session, name), PROJECTS)
-    run_in(session, Path(session.bin), "-m", "pytest", "tests", "-m", "not fault", *session.posargs)
+    # Made before two tests want it at once.
+    new = ["-s", "new", "--install-only", "--", "kuberay-deploy", "nowhere"]
+    session.run(sys.executable, "-m", "nox", *new, external=True, silent=True)
+    # A whole starter comes first and takes minutes; all others run beside it.
+    beside_it = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    args = ["-m", "not fault", *(session.posargs or beside_it)]
+    run_in(session, Path(session.bin), "-m", "pytest", "tests", *args)
 
 
 @nox.session(venv_backend="none")

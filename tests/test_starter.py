@@ -242,23 +242,6 @@ def test_later_fixes_can_be_brought_into_a_starter(tmp_path: Path) -> None:
     assert git(reference, "rev-parse", "HEAD").strip() in (mine / "README.md").read_text()
 
 
-# kuberay-deploy's copy leaves out most, and it is soon installed. The tests of `shared` have run
-# already, in a session of their own, and the hooks are installed: the test below does without.
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["kuberay-deploy"], indirect=True)
-def test_one_starter_passes_its_own_nox(starter: Path) -> None:
-    hooks = ROOT / ".nox/.cache/pre-commit"
-    if hooks.is_dir():
-        cache = starter / ".nox/.cache"
-        cache.mkdir(parents=True)
-        (cache / "pre-commit").symlink_to(hooks)
-    try:
-        done = nox("-s", "lint", "types", MINE, cwd=starter, timeout_s=800)
-    finally:
-        shutil.rmtree(starter / ".nox", ignore_errors=True)  # More than a gigabyte.
-    assert done.returncode == 0, done.stdout[-5000:]
-
-
 @pytest.mark.fault
 @pytest.mark.timeout(2700)
 def test_starter_passes_its_own_nox(starter: Path) -> None:

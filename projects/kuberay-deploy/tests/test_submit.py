@@ -39,6 +39,7 @@ def kubernetes_env(fake: FakeApi) -> dict[str, str]:
     return {"KUBECONFIG": str(fake.kubeconfig), "KUBERAY_CRDS": ""}
 
 
+@pytest.mark.fault  # The fast tier submits a service.
 def test_training_is_submitted_and_its_result_comes_back(
     start: StartJob, on_ray: list[str], address: str, tmp_path: Path
 ):
