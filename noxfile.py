@@ -205,13 +205,13 @@ def pip_install(session: nox.Session, commands: list[list[str]], files: list[Pat
 
 def environment(session: nox.Session, name: str) -> Path:
     """The folder of the programs of another session's environment, made or renewed first."""
-    environments = session.cache_dir.parent.resolve()
+    environments = session.cache_dir.parent  # As nox has it: of a longer path it makes a hash.
     if not (environments / name / "installed.sha256").exists():
         what = "moto, a stand-in for S3 in the tests" if name == "moto" else name
         session.log(f"First the environment of {what}: this may take some minutes.")
     nox_command = [sys.executable, "-m", "nox", "--envdir", str(environments)]
     session.run(*nox_command, "-s", name, "--install-only", external=True, silent=True)
-    return environments / name / "bin"
+    return environments.resolve() / name / "bin"
 
 
 def two_at_a_time(work: Callable[[str], T], names: Iterable[str]) -> list[T]:

@@ -18,7 +18,10 @@ MINE = "my-own"
 # already, in a session of their own, and the hooks are installed: the test below does without.
 @pytest.mark.timeout(900)
 def test_one_starter_passes_its_own_nox(tmp_path: Path) -> None:
-    starter = tmp_path / MINE
+    # Where the path of an environment is longer than 87 characters, nox likes to make a hash of it.
+    longer = "x" * max(1, 84 - len(str(tmp_path / MINE / ".nox")))
+    starter = tmp_path / longer / MINE
+    starter.parent.mkdir()
     done = nox("-s", "new", "--", NAME, str(starter))
     assert done.returncode == 0, done.stdout
     hooks = ROOT / ".nox/.cache/pre-commit"
