@@ -3,6 +3,7 @@
 Run by `nox -s faults -- docs`.
 """
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ def test_training_waits_for_gpus(run: RunScript, shown: Shown, tmp_path: Path):
 def test_exception_in_the_loop(run: RunScript, shown: Shown, tmp_path: Path):
     text = run("loop_exception", str(tmp_path))
     shown(text)
-    assert "ranks: [0, 1]\n" in text
+    # Both, or the first that was seen to fail: the other was stopped then.
+    assert re.search(r"^ranks: \[(0|1|0, 1)\]$", text, re.MULTILINE)
     assert "loss: 0.7\n" in text
 
 
